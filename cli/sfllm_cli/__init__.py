@@ -1,0 +1,1 @@
+"""The sfllm command line: serve, chat, bench and pull."""

@@ -1,0 +1,1 @@
+"""The scheduler: queues requests, batches them by length and routes them to workers."""

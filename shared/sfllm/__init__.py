@@ -1,0 +1,1 @@
+"""What every sfllm service shares: messages, wire codec, sockets, settings, errors, metrics and logs."""

@@ -1,0 +1,70 @@
+"""A process's own `/health` and `/metrics`, served from a thread so that work never delays them."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+from collections.abc import Callable
+
+from sfllm.metrics import CONTENT_TYPE, Metrics
+
+REQUEST_TIMEOUT_SECONDS = 5.0
+
+
+class AdminServer:
+    """Owns the listening socket and its thread from construction until `close`.
+
+    `problem` says why the process cannot go on, or None; it is called from the thread.
+    Raises OSError when the port is taken.
+    """
+
+    def __init__(self, host: str, port: int, metrics: Metrics, problem: Callable[[], str | None]) -> None:
+        class Handler(_AdminHandler):
+            owner = self
+
+        self._metrics = metrics
+        self._problem = problem
+        self._server = http.server.ThreadingHTTPServer((host, port), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="admin", daemon=True)
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return int(self._server.server_address[1])
+
+    def close(self) -> None:
+        """Stop answering and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=REQUEST_TIMEOUT_SECONDS)
+
+    def answer(self, path: str) -> tuple[int, str, bytes]:
+        """Status, content type and body for a GET of `path`."""
+        if path == "/metrics":
+            return 200, CONTENT_TYPE, self._metrics.render()
+        if path == "/health":
+            problem = self._problem()
+            body = {"status": "healthy" if problem is None else "unhealthy", "timestamp": int(time.time())}
+            if problem is not None:
+                body["reason"] = problem
+            return (200 if problem is None else 503), "application/json", json.dumps(body).encode()
+        return 404, "application/json", b'{"error":{"message":"try /health or /metrics"}}'
+
+
+class _AdminHandler(http.server.BaseHTTPRequestHandler):
+    owner: AdminServer
+    timeout = REQUEST_TIMEOUT_SECONDS
+
+    def do_GET(self) -> None:
+        status, content_type, body = self.owner.answer(self.path.partition("?")[0])
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+        """Scrapes every few seconds are not worth a log line each."""

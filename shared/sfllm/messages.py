@@ -1,0 +1,425 @@
+"""The messages that services exchange, grouped by link, with the direction of each.
+
+A message is one small MessagePack struct (`wire.py` frames it). Fields that hold
+many numbers travel beside it as raw little-endian arrays; `array_types` names their
+element types in order ("I" is uint32, "Q" is uint64) and the docstring says what
+each one is.
+
+Identity. The gateway numbers its requests: `handle` is unique within one gateway
+process, and (gateway routing id, handle) is unique in the system. `attempt` counts
+submissions of the same request, from 0; a message of an older attempt is ignored by
+whoever receives it. `choice` is the index of one of the request's `n` sequences.
+`request_id` is the readable name that logs carry.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+ALL_CHOICES = -1
+"""In a cancel: every choice of the request."""
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of everything that crosses a socket. `kind` is the type number in the header frame."""
+
+    kind: ClassVar[int]
+    array_types: ClassVar[str] = ""
+
+
+class Value(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Base of what messages contain."""
+
+
+class Asset(Value, frozen=True):
+    """A file that a gateway needs of a model, named by its content (`sha256`, lower-case hex)."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+
+
+class GenerationDefaults(Value, frozen=True):
+    """A model's own sampling defaults (its generation_config.json); None leaves the API's default."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+
+
+class ModelCard(Value, frozen=True):
+    """What a gateway must know of a model to serve it. Its tokenizer and template are `assets`.
+
+    `name` is the model's id in the API, `aliases` further names it answers to.
+    `created` is in unix seconds. `max_model_len` bounds prompt plus output tokens.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    root: str
+    created: int
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    assets: tuple[Asset, ...]
+    defaults: GenerationDefaults = GenerationDefaults()
+
+
+class ModelState(Value, frozen=True):
+    """A card and how many workers can serve it at the moment."""
+
+    card: ModelCard
+    workers: int
+
+
+class Sampling(Value, frozen=True):
+    """How to choose the next token and when to stop. Values are validated by the gateway.
+
+    `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep everything. `seed` is always set:
+    the gateway draws one for a request without. `max_tokens` and `min_tokens` count all output
+    tokens of a choice, those of earlier attempts included. Stop strings stay in the gateway.
+    """
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+
+
+class Capacity(Value, frozen=True):
+    """What a worker can hold: `slots` sequences, `kv_tokens` of cache, `step_tokens` a step."""
+
+    slots: int
+    kv_tokens: int
+    step_tokens: int
+
+
+class Timings(Value, frozen=True):
+    """Seconds that a request spent in each stage, measured by whoever finished it."""
+
+    queue_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+
+
+# gateway -> scheduler ---------------------------------------------------------------------------
+
+
+class GatewayHello(Message, frozen=True):
+    """Opens the link, and reopens it after the scheduler's epoch changed."""
+
+    kind = 1
+    epoch: int
+
+
+class GatewayBeat(Message, frozen=True):
+    """Sent every beat interval; its absence ends the gateway's requests."""
+
+    kind = 2
+    epoch: int
+
+
+class Submit(Message, frozen=True):
+    """One request. Arrays: prompt token ids; output tokens so far of `choices`, one after another.
+
+    `choices` are the indices still to be generated and `generated_counts` how many tokens each
+    already has (zeros on a first attempt). `milliseconds_left` is a duration, never a time of day.
+    `last_worker` is the id of a worker to avoid, empty for none. Lower `priority` goes first.
+    """
+
+    kind = 3
+    array_types = "II"
+    request_id: str
+    handle: int
+    attempt: int
+    model: str
+    choices: tuple[int, ...]
+    generated_counts: tuple[int, ...]
+    sampling: Sampling
+    priority: int
+    milliseconds_left: int
+    last_worker: str = ""
+
+
+class Cancel(Message, frozen=True):
+    """The gateway needs no more of this request (every attempt up to `attempt`), or of one choice."""
+
+    kind = 4
+    handle: int
+    attempt: int
+    choice: int
+    reason: str
+
+
+class GatewayBye(Message, frozen=True):
+    """The gateway is leaving: cancel whatever it still has."""
+
+    kind = 5
+    epoch: int
+
+
+# scheduler -> gateway ---------------------------------------------------------------------------
+
+
+class GatewayWelcome(Message, frozen=True):
+    """Answers `GatewayHello`. An unknown `epoch` means a new scheduler: submit everything again."""
+
+    kind = 20
+    epoch: int
+    beat_seconds: float
+    lease_seconds: float
+
+
+class SchedulerBeat(Message, frozen=True):
+    """Sent every beat interval to gateways and workers."""
+
+    kind = 21
+    epoch: int
+
+
+class Models(Message, frozen=True):
+    """The models that can be asked for, sent at welcome and whenever the list changes."""
+
+    kind = 22
+    models: tuple[ModelState, ...]
+
+
+class Admitted(Message, frozen=True):
+    """The submit was taken into the queue; it will end with `Finished`, `Rejected` or `Interrupted`."""
+
+    kind = 23
+    handle: int
+    attempt: int
+
+
+class Rejected(Message, frozen=True):
+    """The request ended with an error, before or after it was admitted. `code` is an `ErrorCode`."""
+
+    kind = 24
+    handle: int
+    attempt: int
+    code: str
+    message: str
+    retry_after_seconds: float | None = None
+
+
+class Tokens(Message, frozen=True):
+    """New tokens of many requests, relayed from a worker. Arrays: see `token_batch.py`."""
+
+    kind = 25
+    array_types = "QIIIII"
+
+
+class Finished(Message, frozen=True):
+    """A choice ended. `reason` is "stop", "length" or "abort"; `generated_tokens` its final length.
+
+    `stop_token_id` is the token that ended it, -1 for none; that token is not part of the output.
+    """
+
+    kind = 26
+    handle: int
+    attempt: int
+    choice: int
+    reason: str
+    stop_token_id: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    timings: Timings
+
+
+class Interrupted(Message, frozen=True):
+    """The attempt was lost with its worker; the gateway may submit again from what it has."""
+
+    kind = 27
+    handle: int
+    attempt: int
+    cause: str
+    worker: str
+
+
+# worker -> scheduler ----------------------------------------------------------------------------
+
+
+class WorkerHello(Message, frozen=True):
+    """Opens the link. `worker_id` is made at process start and never used again by another."""
+
+    kind = 40
+    worker_id: str
+    card: ModelCard
+    capacity: Capacity
+
+
+class WorkerBeat(Message, frozen=True):
+    """Sent every beat interval: what the worker holds. `step` grows with every step it runs."""
+
+    kind = 41
+    lease: int
+    step: int
+    running: int
+    waiting: int
+    free_kv_tokens: int
+
+
+class WorkerTokens(Message, frozen=True):
+    """Tokens of one step for one gateway, named by its routing id. Arrays as in `Tokens`."""
+
+    kind = 42
+    array_types = "QIIIII"
+    lease: int
+    gateway: bytes
+
+
+class WorkerFinished(Message, frozen=True):
+    """A choice ended; when the last choice of a request has, its credit returns."""
+
+    kind = 43
+    lease: int
+    gateway: bytes
+    finished: Finished
+
+
+class WorkerFault(Message, frozen=True):
+    """The worker could not serve this request, and its blocks are free again."""
+
+    kind = 44
+    lease: int
+    gateway: bytes
+    handle: int
+    attempt: int
+    code: str
+    message: str
+
+
+class WorkerBye(Message, frozen=True):
+    """The worker holds nothing any more and is leaving."""
+
+    kind = 45
+    lease: int
+
+
+class WorkerDraining(Message, frozen=True):
+    """The worker was told to stop: finish what it holds, grant nothing more."""
+
+    kind = 46
+    lease: int
+
+
+# scheduler -> worker ----------------------------------------------------------------------------
+
+
+class WorkerWelcome(Message, frozen=True):
+    """Answers `WorkerHello`. Every later message of the worker carries `lease`; others are stale.
+
+    A worker that hears no beat for `lease_seconds` cancels all that it holds and says hello again.
+    """
+
+    kind = 60
+    epoch: int
+    lease: int
+    beat_seconds: float
+    lease_seconds: float
+
+
+class GrantedRequest(Value, frozen=True):
+    """One request of a cohort. Its tokens are slices of the grant's arrays, in order.
+
+    `queue_seconds` is how long it waited in the scheduler.
+    """
+
+    gateway: bytes
+    request_id: str
+    handle: int
+    attempt: int
+    choices: tuple[int, ...]
+    prompt_count: int
+    generated_counts: tuple[int, ...]
+    sampling: Sampling
+    queue_seconds: float
+
+
+class Grant(Message, frozen=True):
+    """A cohort of requests to run. Arrays: all prompts, all output tokens of earlier attempts."""
+
+    kind = 61
+    array_types = "II"
+    lease: int
+    requests: tuple[GrantedRequest, ...]
+
+
+class WorkerCancel(Message, frozen=True):
+    """Free this request (every attempt up to `attempt`), or one choice of it."""
+
+    kind = 62
+    lease: int
+    gateway: bytes
+    handle: int
+    attempt: int
+    choice: int
+
+
+class Drain(Message, frozen=True):
+    """Finish what you hold, take nothing more, then leave."""
+
+    kind = 63
+    lease: int
+
+
+# assets, on a socket of their own, in either direction ------------------------------------------
+
+
+class AssetOffer(Message, frozen=True):
+    """Worker -> scheduler: these assets can be had from me."""
+
+    kind = 80
+    assets: tuple[Asset, ...]
+
+
+class AssetGet(Message, frozen=True):
+    """Asks for the chunk of an asset that starts at `offset`; one is outstanding at a time."""
+
+    kind = 81
+    sha256: str
+    offset: int
+
+
+class AssetChunk(Message, frozen=True):
+    """A chunk of an asset. An empty `data` before the end means: not here (any more)."""
+
+    kind = 82
+    sha256: str
+    offset: int
+    total_bytes: int
+    data: bytes
+
+
+GATEWAY_TO_SCHEDULER: tuple[type[Message], ...] = (GatewayHello, GatewayBeat, Submit, Cancel, GatewayBye)
+SCHEDULER_TO_GATEWAY: tuple[type[Message], ...] = (
+    GatewayWelcome,
+    SchedulerBeat,
+    Models,
+    Admitted,
+    Rejected,
+    Tokens,
+    Finished,
+    Interrupted,
+)
+WORKER_TO_SCHEDULER: tuple[type[Message], ...] = (
+    WorkerHello,
+    WorkerBeat,
+    WorkerTokens,
+    WorkerFinished,
+    WorkerFault,
+    WorkerDraining,
+    WorkerBye,
+)
+SCHEDULER_TO_WORKER: tuple[type[Message], ...] = (WorkerWelcome, SchedulerBeat, Grant, WorkerCancel, Drain)
+ASSETS: tuple[type[Message], ...] = (AssetOffer, AssetGet, AssetChunk)

@@ -1,0 +1,121 @@
+"""The settings of each service. Units are in the names; the description is the help text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from sfllm.config import Settings
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class CommonSettings(Settings, frozen=True, kw_only=True):
+    """Logging and monitoring."""
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="how much to log")
+    ] = "info"
+    log_format: Annotated[Literal["text", "json"], Meta(description="how log lines look")] = "text"
+    admin_host: Annotated[str, Meta(description="address of this process's own /health and /metrics")] = (
+        "127.0.0.1"
+    )
+    admin_port: Annotated[
+        int, Meta(ge=0, le=65535, description="port of this process's own /health and /metrics; 0 for none")
+    ] = 0
+    metrics_prefix: Annotated[
+        str, Meta(pattern="^[a-zA-Z_][a-zA-Z0-9_:]*$", description="prefix of metric names")
+    ] = "sfllm:"
+
+
+class GatewaySettings(CommonSettings, frozen=True, kw_only=True):
+    """HTTP gateway."""
+
+    host: Annotated[str, Meta(description="address that the HTTP API listens on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="port of the HTTP API")] = 8081
+    gateway_address: Annotated[str, Meta(description="where the scheduler waits for gateways")] = (
+        "tcp://127.0.0.1:5557"
+    )
+    asset_address: Annotated[str, Meta(description="where the scheduler hands out tokenizer files")] = (
+        "tcp://127.0.0.1:5559"
+    )
+    max_body_bytes: Annotated[int, Meta(ge=1024, description="largest request body")] = 16 * 2**20
+    max_streams: Annotated[int, Meta(ge=1, description="most requests open at once in one gateway")] = 2048
+    max_attempts: Annotated[int, Meta(ge=1, description="times a request is submitted before it fails")] = 4
+    request_timeout_seconds: Annotated[
+        float, Meta(gt=0, description="deadline of a request that names none")
+    ] = 600.0
+    keep_alive_seconds: Annotated[
+        float, Meta(gt=0, description="a silent stream gets a comment this often")
+    ] = 15.0
+    drain_seconds: Annotated[float, Meta(ge=0, description="how long SIGTERM waits for open requests")] = 30.0
+
+
+class SchedulerSettings(CommonSettings, frozen=True, kw_only=True):
+    """Scheduler."""
+
+    gateway_address: Annotated[str, Meta(description="address to bind for gateways")] = "tcp://127.0.0.1:5557"
+    worker_address: Annotated[str, Meta(description="address to bind for workers")] = "tcp://127.0.0.1:5558"
+    asset_address: Annotated[str, Meta(description="address to bind for tokenizer files")] = (
+        "tcp://127.0.0.1:5559"
+    )
+    policy: Annotated[
+        Literal["length", "fcfs"], Meta(description="how waiting requests are put into cohorts")
+    ] = "length"
+    max_queue_requests: Annotated[int, Meta(ge=1, description="waiting requests before answering 429")] = 1024
+    max_overtakes: Annotated[
+        int, Meta(ge=0, description="times a waiting request may be passed by later ones")
+    ] = 16
+    worker_wait_seconds: Annotated[
+        float, Meta(gt=0, description="how long a request waits for a worker of its model")
+    ] = 30.0
+    beat_seconds: Annotated[float, Meta(gt=0, description="interval of liveness messages")] = 2.0
+    lease_seconds: Annotated[float, Meta(gt=0, description="silence after which a peer counts as lost")] = 6.0
+
+
+class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
+    """Worker."""
+
+    model: Annotated[
+        str, Meta(description="a model directory, a .gguf file, a hub id, or 'smollm2' for the default model")
+    ] = "smollm2"
+    served_model_name: Annotated[
+        tuple[str, ...], Meta(description="names the model answers to in the API, the first one its id")
+    ] = ()
+    worker_address: Annotated[str, Meta(description="where the scheduler waits for workers")] = (
+        "tcp://127.0.0.1:5558"
+    )
+    asset_address: Annotated[str, Meta(description="where the scheduler takes tokenizer files")] = (
+        "tcp://127.0.0.1:5559"
+    )
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"],
+        Meta(description="where the model runs; auto takes a GPU if there is one"),
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Meta(description="number format of weights and cache; auto is bfloat16 where it is fast"),
+    ] = "auto"
+    load_format: Annotated[
+        Literal["auto", "dummy"], Meta(description="dummy: random weights of the model's shape")
+    ] = "auto"
+    max_context_length: Annotated[
+        int | None,
+        Meta(description="most tokens of prompt and output together; the model's own limit if unset"),
+    ] = None
+    max_batch_size: Annotated[int, Meta(ge=1, le=4096, description="most sequences in one step")] = 64
+    max_step_tokens: Annotated[
+        int, Meta(ge=16, description="most tokens in one step; longer prompts are prefilled in chunks")
+    ] = 512
+    block_size: Annotated[int, Meta(ge=1, le=256, description="tokens in one block of the KV cache")] = 32
+    kv_cache_tokens: Annotated[
+        int | None, Meta(description="tokens that the KV cache holds; sized by --mem-fraction if unset")
+    ] = None
+    mem_fraction: Annotated[
+        float, Meta(gt=0, le=1, description="share of the device's free memory for the KV cache")
+    ] = 0.5
+    threads: Annotated[int | None, Meta(description="CPU threads of the model; all cores if unset")] = None
+    drain_seconds: Annotated[float, Meta(ge=0, description="how long SIGTERM waits for running requests")] = (
+        30.0
+    )

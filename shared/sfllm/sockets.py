@@ -1,0 +1,204 @@
+"""ROUTER and DEALER sockets that neither block nor lose a message in silence.
+
+Both links send without blocking. What the kernel or a slow peer does not take waits in
+a bounded outbox and leaves in order when it can; an outbox that is full is an error for
+the caller, never a dropped message. A ROUTER learns of a dead peer from the failed send.
+
+A libzmq file descriptor is edge-triggered: it fires once when something changed. After
+every send and every drain, look at the socket again (`receive` until it gives None,
+`flush`), or an event that came in between is never seen.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Sequence
+
+import zmq
+
+from sfllm.wire import Frame
+
+MAX_MESSAGE_BYTES = 32 * 2**20
+"""A larger message ends the connection: no peer can make a service allocate without bound."""
+
+OUTBOX_BYTES = 64 * 2**20
+HIGH_WATER_MARK_MESSAGES = 4096
+LINGER_MILLISECONDS = 500
+HEARTBEAT_INTERVAL_MILLISECONDS = 500
+HEARTBEAT_TIMEOUT_MILLISECONDS = 2000
+
+
+class OutboxFullError(Exception):
+    """The peer takes nothing and its outbox has reached its bound."""
+
+
+class PeerUnreachableError(Exception):
+    """No connection to that peer exists."""
+
+
+class Outbox:
+    """Messages that wait for a peer. Invariant: `size_bytes` is their sum, at most the bound."""
+
+    def __init__(self, limit_bytes: int = OUTBOX_BYTES) -> None:
+        self._limit_bytes = limit_bytes
+        self._messages: deque[Sequence[Frame]] = deque()
+        self.size_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def append(self, frames: Sequence[Frame]) -> None:
+        """Keep `frames` for later. Raises `OutboxFullError` and keeps nothing when over the bound."""
+        size = _size(frames)
+        if self.size_bytes + size > self._limit_bytes:
+            raise OutboxFullError(f"{self.size_bytes} bytes wait for a peer that takes none")
+        self._messages.append(frames)
+        self.size_bytes += size
+
+    def first(self) -> Sequence[Frame]:
+        """The oldest message."""
+        return self._messages[0]
+
+    def pop(self) -> None:
+        """Forget the oldest message: it was sent."""
+        self.size_bytes -= _size(self._messages.popleft())
+
+
+def random_identity(prefix: bytes) -> bytes:
+    """A routing id that no other process start has or will have."""
+    return prefix + secrets.token_hex(8).encode()
+
+
+class DealerLink:
+    """A connection to one scheduler. Owns its socket until `close`."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, identity: bytes) -> None:
+        self.socket = context.socket(zmq.DEALER)
+        _bound(self.socket)
+        self.socket.setsockopt(zmq.ROUTING_ID, identity)
+        self.socket.setsockopt(zmq.IMMEDIATE, 1)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self.socket.connect(address)
+        self._outbox = Outbox()
+
+    def send(self, frames: Sequence[Frame]) -> None:
+        """Send now, or later in order. Raises `OutboxFullError`."""
+        if self.flush():
+            try:
+                self.socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
+                return
+            except zmq.Again:
+                pass  # the peer is full or not there yet: the outbox keeps it
+        self._outbox.append(frames)
+
+    def flush(self) -> bool:
+        """Send what waits; True when nothing waits any more."""
+        while len(self._outbox):
+            try:
+                self.socket.send_multipart(self._outbox.first(), zmq.NOBLOCK)
+            except zmq.Again:
+                return False
+            self._outbox.pop()
+        return True
+
+    def clear(self) -> None:
+        """Forget what waits: it was for a peer that is gone."""
+        while len(self._outbox):
+            self._outbox.pop()
+
+    def receive(self) -> list[bytes] | None:
+        """The next message, or None when there is none now."""
+        try:
+            return self.socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+    def close(self) -> None:
+        """Give queued messages a short while to leave, then close."""
+        self.socket.close(linger=LINGER_MILLISECONDS)
+
+
+class RouterLink:
+    """The binding side of many connections. Owns its socket and one outbox a peer until `close`."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+        self.socket = context.socket(zmq.ROUTER)
+        _bound(self.socket)
+        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        self.socket.bind(address)
+        self._outboxes: dict[bytes, Outbox] = {}
+
+    @property
+    def address(self) -> str:
+        """Where it is bound, with the port that was chosen for a wildcard."""
+        return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def send(self, peer: bytes, frames: Sequence[Frame]) -> None:
+        """Send now, or later in order. Raises `PeerUnreachableError` or `OutboxFullError`."""
+        if peer not in self._outboxes and self._try_send(peer, frames):
+            return
+        self._outboxes.setdefault(peer, Outbox()).append(frames)
+
+    def flush(self) -> list[bytes]:
+        """Send what waits; returns the peers that turned out to be gone."""
+        gone = []
+        for peer, outbox in list(self._outboxes.items()):
+            try:
+                while len(outbox) and self._try_send(peer, outbox.first()):
+                    outbox.pop()
+            except PeerUnreachableError:
+                gone.append(peer)
+                outbox = Outbox()
+            if not len(outbox):
+                self._outboxes.pop(peer, None)
+        return gone
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether some outbox holds messages."""
+        return bool(self._outboxes)
+
+    def forget(self, peer: bytes) -> None:
+        """Drop the outbox of a peer that is gone."""
+        self._outboxes.pop(peer, None)
+
+    def receive(self) -> tuple[bytes, list[bytes]] | None:
+        """The next message and who sent it, or None when there is none now."""
+        try:
+            peer, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        return peer, frames
+
+    def close(self) -> None:
+        """Give queued messages a short while to leave, then close."""
+        self.socket.close(linger=LINGER_MILLISECONDS)
+
+    def _try_send(self, peer: bytes, frames: Sequence[Frame]) -> bool:
+        try:
+            self.socket.send_multipart([peer, *frames], zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                raise PeerUnreachableError(peer.hex()) from error
+            raise
+        return True
+
+
+def _bound(socket: zmq.Socket[bytes]) -> None:
+    """Limits and heartbeats that every socket has."""
+    socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK_MESSAGES)
+    socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK_MESSAGES)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    socket.setsockopt(zmq.LINGER, LINGER_MILLISECONDS)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MILLISECONDS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MILLISECONDS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MILLISECONDS)
+
+
+def _size(frames: Sequence[Frame]) -> int:
+    return sum(len(frame) for frame in frames)
