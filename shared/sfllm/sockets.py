@@ -151,8 +151,7 @@ class RouterLink:
                     outbox.pop()
             except PeerUnreachableError:
                 gone.append(peer)
-                outbox = Outbox()
-            if not len(outbox):
+            if peer in gone or not len(outbox):
                 self._outboxes.pop(peer, None)
         return gone
 
