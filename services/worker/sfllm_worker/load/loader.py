@@ -1,0 +1,179 @@
+"""Loads a model from whatever it is stored as."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sfllm_worker.load.assets import GenerationDefaults, generation_defaults, model_assets, read_json
+from sfllm_worker.load.dummy import DummySource, dummy_assets, dummy_config
+from sfllm_worker.load.safetensors_files import SafetensorsSource
+from sfllm_worker.load.weights import build_weights
+from sfllm_worker.model.config import ModelConfig
+from sfllm_worker.model.decoder import Decoder
+from sfllm_worker.model.errors import ModelLoadError
+
+_log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LOAD_FORMATS = ("auto", "dummy")
+_SAMPLE = 1 << 20
+"""Bytes at both ends of a file that take part in its fingerprint."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run, and what a model card and a gateway need to know about it."""
+
+    config: ModelConfig
+    decoder: Decoder
+    name: str
+    """The last part of the path it came from."""
+    fingerprint: str
+    """Hexadecimal; equal for equal weights in an equal dtype. Separates KV caches and model cards."""
+    assets: dict[str, bytes]
+    """Tokenizer and template files, see `model_assets`."""
+    generation: GenerationDefaults
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of weights, activations and KV."""
+        return self.decoder.dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that the weights take."""
+        return self.decoder.weight_bytes
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that starts a text, when the model has one."""
+        return self.config.bos_token_id
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Every token that ends a text: the configuration's and the generation defaults'."""
+        return tuple(dict.fromkeys((*self.config.eos_token_ids, *self.generation.eos_token_ids)))
+
+    @property
+    def max_context_length(self) -> int:
+        """Tokens of prompt and answer together that the model's positions cover."""
+        return self.config.max_position_embeddings
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: str = "auto",
+    device: torch.device | str = "cpu",
+    load_format: str = "auto",
+    seed: int = 0,
+) -> LoadedModel:
+    """Load a Hugging Face directory, a `.gguf` file, or random weights (`load_format="dummy"`).
+
+    For dummy weights `path` is a directory with a `config.json` or the name of a built-in shape, and
+    `seed` chooses the weights. `dtype` is "float32", "bfloat16", "float16" or "auto". Raises
+    `ModelLoadError` for anything that is wrong with the model.
+    """
+    if load_format not in LOAD_FORMATS:
+        raise ModelLoadError(f"unknown load format: {load_format} (supported: {', '.join(LOAD_FORMATS)})")
+    target = torch.device(device)
+    with torch.inference_mode():
+        if load_format == "dummy":
+            return _load_dummy(str(path), dtype, target, seed)
+        return _load_directory(Path(path), Path(path).name, dtype, target)
+
+
+def resolve_dtype(name: str, stored: str | None, device: torch.device) -> torch.dtype:
+    """The dtype to run in; "auto" keeps a stored 16- or 32-bit dtype.
+
+    float16 has no fast products on CPUs, so "auto" turns it into bfloat16 there. Raises
+    `ModelLoadError` for a name that is not supported.
+    """
+    if name == "auto":
+        name = stored if stored in _DTYPES else "bfloat16"
+        if name == "float16" and device.type == "cpu":
+            name = "bfloat16"
+    if name not in _DTYPES:
+        raise ModelLoadError(f"unsupported dtype: {name} (supported: auto, {', '.join(_DTYPES)})")
+    return _DTYPES[name]
+
+
+def _load_dummy(path: str, dtype: str, device: torch.device, seed: int) -> LoadedModel:
+    raw = dummy_config(path)
+    config = ModelConfig.from_hf(raw)
+    chosen = resolve_dtype(dtype, _stored_dtype(raw), device)
+    weights = build_weights(config, DummySource(seed, chosen, device), chosen, device)
+    directory = Path(path)
+    generation = generation_defaults(directory) if directory.is_dir() else GenerationDefaults()
+    return LoadedModel(
+        config=config,
+        decoder=Decoder(config, weights),
+        name=Path(path).name,
+        fingerprint=hashlib.sha256(repr((config, seed, chosen)).encode()).hexdigest()[:32],
+        assets=dummy_assets(path, config.vocab_size),
+        generation=generation,
+    )
+
+
+def _load_directory(directory: Path, name: str, dtype: str, device: torch.device) -> LoadedModel:
+    if not directory.is_dir():
+        raise ModelLoadError(f"{directory} is not a directory")
+    raw = read_json(directory / "config.json")
+    config = ModelConfig.from_hf(raw)
+    chosen = resolve_dtype(dtype, _stored_dtype(raw), device)
+    source = SafetensorsSource(directory)
+    weights = build_weights(config, source, chosen, device)
+    _warn_unexpected(config, source)
+    return LoadedModel(
+        config=config,
+        decoder=Decoder(config, weights),
+        name=name,
+        fingerprint=_directory_fingerprint(directory, chosen),
+        assets=model_assets(directory),
+        generation=generation_defaults(directory),
+    )
+
+
+def _stored_dtype(raw: dict[str, object]) -> str | None:
+    """The dtype in a `config.json`: `dtype` since transformers 5, `torch_dtype` before."""
+    value = raw.get("dtype", raw.get("torch_dtype"))
+    return value if isinstance(value, str) else None
+
+
+def _warn_unexpected(config: ModelConfig, source: SafetensorsSource) -> None:
+    """Tensors that were left over may mean that the model is not what its configuration says."""
+    expected = {"lm_head.weight"} if config.tie_word_embeddings else set()
+    unexpected = [
+        name for name in source.untaken() if name not in expected and not name.endswith("rotary_emb.inv_freq")
+    ]
+    if unexpected:
+        _log.warning("ignored %d unexpected tensors, the first is %s", len(unexpected), unexpected[0])
+
+
+def _directory_fingerprint(directory: Path, dtype: torch.dtype) -> str:
+    digest = hashlib.sha256(str(dtype).encode())
+    digest.update((directory / "config.json").read_bytes())
+    for path in sorted(directory.glob("*.safetensors")):
+        digest.update(path.name.encode())
+        digest.update(file_fingerprint(path).encode())
+    return digest.hexdigest()[:32]
+
+
+def file_fingerprint(path: Path) -> str:
+    """A quick identity of a large file: its size and its first and last megabyte, hashed.
+
+    The start of a weight file holds its header with every tensor's name, shape and offset, and the size
+    catches truncation; hashing gigabytes at every start would take longer than loading them.
+    """
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_SAMPLE))
+        file.seek(max(0, size - _SAMPLE))
+        digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
