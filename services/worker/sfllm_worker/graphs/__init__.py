@@ -1,0 +1,1 @@
+"""How a planned step is executed on the device."""

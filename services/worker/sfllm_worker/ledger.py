@@ -1,0 +1,163 @@
+"""Which requests this worker holds, and at which attempt: pure, so that it can be simulated.
+
+The scheduler may send a grant or a cancel twice, late or out of order. The ledger turns
+them into sequences to start and sequences to stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from sfllm.messages import ALL_CHOICES, GrantedRequest
+from sfllm.wire import Array
+from sfllm_worker.engine.sequence import Sequence
+
+
+class RequestKey(NamedTuple):
+    """A request's identity on the wire: the gateway's routing id and its handle there."""
+
+    gateway: bytes
+    handle: int
+
+
+@dataclass(eq=False)
+class HeldRequest:
+    """A request that this worker serves. `open_choices` have not finished; times are monotonic seconds."""
+
+    key: RequestKey
+    attempt: int
+    request_id: str
+    prompt_count: int
+    open_choices: set[int]
+    queue_seconds: float
+    granted_at: float
+    sequences: dict[int, Sequence] = field(default_factory=dict)
+    admitted_at: float | None = None
+    first_token_at: float | None = None
+
+
+class Stopped(NamedTuple):
+    """What a cancel means for the engine: sequences to remove, choices that must not branch off."""
+
+    sequences: list[Sequence]
+    forks: list[tuple[Sequence, int]]
+
+
+class Ledger:
+    """Owner of the held requests. Invariant: a request is held exactly while a choice of it is open."""
+
+    def __init__(self) -> None:
+        self._held: dict[RequestKey, HeldRequest] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __getitem__(self, key: RequestKey) -> HeldRequest:
+        return self._held[key]
+
+    def get(self, key: RequestKey) -> HeldRequest | None:
+        """The request, or None when it is not held."""
+        return self._held.get(key)
+
+    def held_keys(self) -> list[RequestKey]:
+        """Every held request."""
+        return list(self._held)
+
+    def accept(
+        self, granted: GrantedRequest, prompt: list[int], generated: list[list[int]], now: float
+    ) -> HeldRequest | None:
+        """Hold a granted request and make its sequences; None when it is a repeat or out of date.
+
+        An older attempt of it must have been cancelled before.
+        """
+        key = RequestKey(granted.gateway, granted.handle)
+        if key in self._held:
+            return None
+        held = HeldRequest(
+            key=key,
+            attempt=granted.attempt,
+            request_id=granted.request_id,
+            prompt_count=len(prompt),
+            open_choices=set(granted.choices),
+            queue_seconds=granted.queue_seconds,
+            granted_at=now,
+        )
+        for sequence in _sequences(key, granted, prompt, generated):
+            held.sequences[sequence.choice] = sequence
+        self._held[key] = held
+        return held
+
+    def track(self, sequence: Sequence) -> HeldRequest:
+        """The request of a sequence that just made progress, which now also knows a new branch."""
+        assert isinstance(sequence.key, RequestKey)
+        held = self._held[sequence.key]
+        held.sequences.setdefault(sequence.choice, sequence)
+        return held
+
+    def finish(self, held: HeldRequest, choice: int) -> None:
+        """A choice ended by itself."""
+        held.open_choices.discard(choice)
+        held.sequences.pop(choice, None)
+        if not held.open_choices:
+            del self._held[held.key]
+
+    def cancel(self, key: RequestKey, attempt: int, choice: int) -> Stopped:
+        """Stop one choice or all of them, if the request is held at this attempt or an earlier one."""
+        stopped = Stopped([], [])
+        held = self._held.get(key)
+        if held is None or held.attempt > attempt:
+            return stopped
+        if choice == ALL_CHOICES:
+            stopped.sequences.extend(held.sequences.values())
+            del self._held[key]
+        elif choice in held.open_choices:
+            self._cancel_choice(held, choice, stopped)
+        return stopped
+
+    def _cancel_choice(self, held: HeldRequest, choice: int, stopped: Stopped) -> None:
+        sequence = held.sequences.get(choice)
+        if sequence is None:
+            leader = next(s for s in held.sequences.values() if choice in s.fork_choices)
+            stopped.forks.append((leader, choice))
+        elif sequence.fork_choices:
+            # Others still branch off this one: it goes on in the place of the first of them.
+            heir = sequence.fork_choices[0]
+            stopped.forks.append((sequence, heir))
+            sequence.choice = heir
+            held.sequences[heir] = sequence
+        else:
+            stopped.sequences.append(sequence)
+        self.finish(held, choice)
+
+
+def _sequences(
+    key: RequestKey, granted: GrantedRequest, prompt: list[int], generated: list[list[int]]
+) -> Iterator[Sequence]:
+    """One sequence for all choices that start together, and one for each that already has output."""
+    fresh = [choice for choice, tokens in zip(granted.choices, generated, strict=True) if not tokens]
+    if fresh:
+        yield Sequence(key, fresh[0], list(prompt), len(prompt), granted.sampling, tuple(fresh[1:]))
+    for choice, tokens in zip(granted.choices, generated, strict=True):
+        if tokens:
+            yield Sequence(key, choice, prompt + tokens, len(prompt), granted.sampling)
+
+
+def split_grant(
+    requests: tuple[GrantedRequest, ...], prompts: Array, outputs: Array
+) -> Iterator[tuple[GrantedRequest, list[int], list[list[int]]]]:
+    """The requests of a grant with their slices of its arrays. Raises ValueError when those do not fit."""
+    if sum(r.prompt_count for r in requests) != len(prompts):
+        raise ValueError("the grant's prompt counts do not add up")
+    if sum(sum(r.generated_counts) for r in requests) != len(outputs):
+        raise ValueError("the grant's output counts do not add up")
+    prompt_at = output_at = 0
+    for request in requests:
+        prompt = prompts[prompt_at : prompt_at + request.prompt_count].tolist()
+        prompt_at += request.prompt_count
+        generated = []
+        for count in request.generated_counts:
+            generated.append(outputs[output_at : output_at + count].tolist())
+            output_at += count
+        yield request, prompt, generated

@@ -1,0 +1,258 @@
+"""The worker's loop: drain the socket, run a step, send what came of it.
+
+Nothing in the loop waits for anything but the model while there is work; without work it
+sleeps on the socket until the next timer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+import structlog
+
+from sfllm.errors import ErrorCode
+from sfllm.messages import (
+    ALL_CHOICES,
+    Drain,
+    Finished,
+    Grant,
+    GrantedRequest,
+    Message,
+    Timings,
+    WorkerBeat,
+    WorkerBye,
+    WorkerCancel,
+    WorkerDraining,
+    WorkerFault,
+    WorkerFinished,
+    WorkerTokens,
+)
+from sfllm.token_batch import TokenBatch
+from sfllm.wire import Array
+from sfllm_worker.engine.engine import Engine, Progress, StepResult
+from sfllm_worker.ledger import HeldRequest, Ledger, RequestKey, split_grant
+from sfllm_worker.link import SchedulerLink
+from sfllm_worker.metrics import WorkerMetrics
+
+_log = structlog.get_logger()
+
+LONGEST_WAIT_SECONDS = 0.1
+"""A signal that arrives just before the loop sleeps is noticed after this long."""
+
+
+class WorkerService:
+    """Owner of the ledger; the only caller of the engine and the link.
+
+    Invariant: every sequence in the engine belongs to a request in the ledger, and the other
+    way round, whenever a turn of the loop ends.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        link: SchedulerLink,
+        metrics: WorkerMetrics,
+        vocab_size: int,
+        drain_seconds: float,
+    ) -> None:
+        self._engine = engine
+        self._link = link
+        self._metrics = metrics
+        self._vocab_size = vocab_size
+        self._drain_seconds = drain_seconds
+        self._ledger = Ledger()
+        self._steps = 0
+        self._draining_until: float | None = None
+        self.turned_at = time.monotonic()
+        """When the loop last came around, for the health check's thread."""
+
+    def drain(self) -> None:
+        """Finish what is held, take no more, then let `run` return. Safe to call from a signal handler."""
+        if self._draining_until is None:
+            self._draining_until = time.monotonic() + self._drain_seconds
+
+    def run(self) -> None:
+        """Serve until drained."""
+        announced = False
+        while self._draining_until is None or (len(self._ledger) and time.monotonic() < self._draining_until):
+            if self._draining_until is not None and not announced:
+                announced = self._announce_drain()
+            self._turn()
+        if self._link.lease is not None:
+            self._link.send(WorkerBye(self._link.lease))
+        self._drop_everything()
+        self._link.close()
+
+    def _announce_drain(self) -> bool:
+        if self._link.lease is not None:
+            self._link.send(WorkerDraining(self._link.lease))
+        _log.info("draining", held_requests=len(self._ledger))
+        return True
+
+    def _turn(self) -> None:
+        self.turned_at = now = time.monotonic()
+        self._link.say_hello_if_due(now)
+        messages, reset = self._link.receive(now)
+        if reset:
+            self._drop_everything()
+        for message, arrays in messages:
+            self._handle(message, arrays, now)
+        if self._engine.has_work:
+            self._step()
+        elif not messages:
+            self._metrics.state(self._engine)
+            self._link.wait(min(self._link.seconds_to_timer(now), LONGEST_WAIT_SECONDS))
+        if self._link.beat_is_due(now):
+            self._beat()
+
+    def _handle(self, message: Message, arrays: tuple[Array, ...], now: float) -> None:
+        match message:
+            case Grant():
+                self._accept(message, arrays, now)
+            case WorkerCancel() if message.lease == self._link.lease:
+                key = RequestKey(message.gateway, message.handle)
+                self._cancel(key, message.attempt, message.choice)
+            case Drain() if message.lease == self._link.lease:
+                self.drain()
+            case _:
+                pass  # a beat, which the link has noted, or a message of an earlier lease
+
+    def _accept(self, grant: Grant, arrays: tuple[Array, ...], now: float) -> None:
+        if grant.lease != self._link.lease:
+            return
+        try:
+            requests = list(split_grant(grant.requests, *arrays))
+        except ValueError as error:
+            _log.error("malformed grant", error=str(error))
+            return
+        for granted, prompt, generated in requests:
+            key = RequestKey(granted.gateway, granted.handle)
+            self._cancel(key, granted.attempt - 1, ALL_CHOICES)
+            held = self._ledger.accept(granted, prompt, generated, now)
+            if held is not None:
+                self._start(held, granted)
+
+    def _start(self, held: HeldRequest, granted: GrantedRequest) -> None:
+        sequences = list(held.sequences.values())
+        problem = self._problem(granted, [sequence.tokens for sequence in sequences])
+        if problem is not None:
+            self._ledger.cancel(held.key, held.attempt, ALL_CHOICES)
+            self._fault(held, ErrorCode.INVALID_REQUEST, problem)
+            return
+        _log.debug("accepted", request_id=held.request_id, prompt_tokens=held.prompt_count)
+        for sequence in sequences:
+            self._engine.add(sequence)
+
+    def _problem(self, granted: GrantedRequest, token_lists: list[list[int]]) -> str | None:
+        """Why a request cannot run here: what a gateway should have refused must not crash the model."""
+        for tokens in token_lists:
+            if not self._engine.fits(len(tokens)):
+                return f"{len(tokens)} tokens do not fit the model's context"
+            if max(tokens) >= self._vocab_size:
+                return f"token id {max(tokens)} is not in the vocabulary of {self._vocab_size}"
+        if any(not 0 <= token < self._vocab_size for token in granted.sampling.stop_token_ids):
+            return "a stop token id is not in the vocabulary"
+        if granted.sampling.max_tokens < 1 or any(
+            count >= granted.sampling.max_tokens for count in granted.generated_counts
+        ):
+            return "no token is left to generate"
+        return None
+
+    def _cancel(self, key: RequestKey, attempt: int, choice: int) -> None:
+        stopped = self._ledger.cancel(key, attempt, choice)
+        for sequence in stopped.sequences:
+            self._engine.cancel(sequence)
+        for sequence, fork in stopped.forks:
+            self._engine.cancel_fork(sequence, fork)
+
+    def _drop_everything(self) -> None:
+        for key in self._ledger.held_keys():
+            self._cancel(key, self._ledger[key].attempt, ALL_CHOICES)
+
+    def _step(self) -> None:
+        started = time.monotonic()
+        result = self._engine.step()
+        ended = time.monotonic()
+        self._steps += 1
+        for sequence in result.admitted:
+            held = self._ledger.track(sequence)
+            held.admitted_at = held.admitted_at or started
+        if result.progress:
+            self._send(result, ended)
+        self._metrics.step(result, ended - started)
+        self._metrics.state(self._engine)
+
+    def _send(self, result: StepResult, now: float) -> None:
+        """One message of tokens for each gateway, then whatever finished."""
+        lease = self._link.lease
+        assert lease is not None, "without a lease nothing is held"
+        batches: dict[bytes, TokenBatch] = defaultdict(TokenBatch)
+        finished: list[tuple[HeldRequest, Progress]] = []
+        for progress in result.progress:
+            sequence = progress.sequence
+            held = self._ledger.track(sequence)
+            held.first_token_at = held.first_token_at or now
+            if progress.token is not None:
+                batches[held.key.gateway].append(
+                    held.key.handle, held.attempt, sequence.choice, sequence.generated - 1, (progress.token,)
+                )
+            if progress.finish is not None:
+                finished.append((held, progress))
+        for gateway, batch in batches.items():
+            self._link.send(WorkerTokens(lease, gateway), *batch.arrays())
+        for held, progress in finished:
+            if self._ledger.get(held.key) is held:
+                self._finish(held, progress, lease, now)
+
+    def _finish(self, held: HeldRequest, progress: Progress, lease: int, now: float) -> None:
+        sequence = progress.sequence
+        self._ledger.finish(held, sequence.choice)
+        if progress.finish == "fault":
+            self._cancel(held.key, held.attempt, ALL_CHOICES)
+            self._fault(held, ErrorCode.ENGINE_FAILURE, "the model's output was not finite")
+            return
+        assert progress.finish is not None
+        admitted_at = held.admitted_at or held.granted_at
+        first_token_at = held.first_token_at or now
+        finished = Finished(
+            handle=held.key.handle,
+            attempt=held.attempt,
+            choice=sequence.choice,
+            reason=progress.finish,
+            stop_token_id=progress.stop_token_id,
+            prompt_tokens=held.prompt_count,
+            cached_tokens=0,
+            generated_tokens=sequence.generated,
+            timings=Timings(
+                queue_seconds=held.queue_seconds + admitted_at - held.granted_at,
+                prefill_seconds=first_token_at - admitted_at,
+                decode_seconds=now - first_token_at,
+            ),
+        )
+        self._link.send(WorkerFinished(lease, held.key.gateway, finished))
+        _log.debug("finished", request_id=held.request_id, choice=sequence.choice, reason=progress.finish)
+
+    def _fault(self, held: HeldRequest, code: ErrorCode, message: str) -> None:
+        _log.warning("request failed", request_id=held.request_id, reason=message)
+        if self._link.lease is not None:
+            fault = WorkerFault(
+                self._link.lease, held.key.gateway, held.key.handle, held.attempt, code.value, message
+            )
+            self._link.send(fault)
+
+    def _beat(self) -> None:
+        assert self._link.lease is not None
+        planner = self._engine.planner
+        self._link.send(
+            WorkerBeat(
+                lease=self._link.lease,
+                step=self._steps,
+                running=len(planner.running),
+                waiting=len(planner.waiting),
+                free_kv_tokens=self._engine.free_kv_tokens,
+            )
+        )
+        if not self._engine.has_work:
+            planner.check_integrity()
+            assert not len(self._ledger), "requests are held that no sequence serves"

@@ -1,0 +1,68 @@
+"""How much memory the KV cache gets, and which device and number format the model runs in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+CPU_CACHE_BYTES = 4 * 2**30
+"""Unless asked for more, a CPU worker leaves the rest of a newcomer's machine alone."""
+
+_CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+_CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a setting means; "auto" is a GPU when one can be used."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda was asked for, but torch finds no usable GPU")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> str:
+    """The number format that a setting means. On CPUs bfloat16 pays only with instructions for it."""
+    if name != "auto" or device.type == "cuda":
+        return name
+    return "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+
+
+def cache_blocks(
+    *,
+    device: torch.device,
+    bytes_per_block: int,
+    block_size: int,
+    cache_tokens: int | None,
+    mem_fraction: float,
+    useful_tokens: int,
+) -> int:
+    """Blocks of the cache, without the padding block.
+
+    `cache_tokens` decides when given; otherwise `mem_fraction` of the free memory, but no more than
+    `useful_tokens`, which the largest batch of the longest sequences would fill.
+    """
+    if cache_tokens is not None:
+        return max(1, -(-cache_tokens // block_size))
+    budget = int(free_bytes(device) * mem_fraction)
+    if device.type == "cpu":
+        budget = min(budget, CPU_CACHE_BYTES)
+    return max(1, min(budget // bytes_per_block, -(-useful_tokens // block_size)))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on the device now; in a container, what its limit leaves."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    available = _meminfo_available()
+    if _CGROUP_LIMIT.is_file() and (limit := _CGROUP_LIMIT.read_text().strip()) != "max":
+        available = min(available, int(limit) - int(_CGROUP_USED.read_text()))
+    return max(0, available)
+
+
+def _meminfo_available() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo has no MemAvailable")
