@@ -48,7 +48,8 @@ class Stopped(NamedTuple):
 class Ledger:
     """Owner of the held requests. Invariant: a request is held exactly while a choice of it is open."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_sequences: int) -> None:
+        self._max_sequences = max_sequences
         self._held: dict[RequestKey, HeldRequest] = {}
 
     def __len__(self) -> int:
@@ -84,7 +85,7 @@ class Ledger:
             queue_seconds=granted.queue_seconds,
             granted_at=now,
         )
-        for sequence in _sequences(key, granted, prompt, generated):
+        for sequence in _sequences(key, granted, prompt, generated, self._max_sequences):
             held.sequences[sequence.choice] = sequence
         self._held[key] = held
         return held
@@ -133,12 +134,20 @@ class Ledger:
 
 
 def _sequences(
-    key: RequestKey, granted: GrantedRequest, prompt: list[int], generated: list[list[int]]
+    key: RequestKey,
+    granted: GrantedRequest,
+    prompt: list[int],
+    generated: list[list[int]],
+    max_sequences: int,
 ) -> Iterator[Sequence]:
-    """One sequence for all choices that start together, and one for each that already has output."""
+    """One sequence for choices that start together, and one for each that already has output.
+
+    More choices than a step has room for start in several groups, each with its own prefill.
+    """
     fresh = [choice for choice, tokens in zip(granted.choices, generated, strict=True) if not tokens]
-    if fresh:
-        yield Sequence(key, fresh[0], list(prompt), len(prompt), granted.sampling, tuple(fresh[1:]))
+    for start in range(0, len(fresh), max_sequences):
+        leader, *forks = fresh[start : start + max_sequences]
+        yield Sequence(key, leader, list(prompt), len(prompt), granted.sampling, tuple(forks))
     for choice, tokens in zip(granted.choices, generated, strict=True):
         if tokens:
             yield Sequence(key, choice, prompt + tokens, len(prompt), granted.sampling)

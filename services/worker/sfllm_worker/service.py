@@ -61,7 +61,7 @@ class WorkerService:
         self._metrics = metrics
         self._vocab_size = vocab_size
         self._drain_seconds = drain_seconds
-        self._ledger = Ledger()
+        self._ledger = Ledger(engine.planner.limits.max_sequences)
         self._steps = 0
         self._draining_until: float | None = None
         self.turned_at = time.monotonic()

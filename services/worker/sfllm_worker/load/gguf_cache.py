@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sfllm.model_files import cache_directory
 from sfllm_worker.load.assets import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from sfllm_worker.load.fingerprint import file_fingerprint
 from sfllm_worker.load.gguf import GgufFile
@@ -35,17 +35,10 @@ _LOCK_TIMEOUT_S = 900.0
 _LOCK_POLL_S = 0.1
 
 
-def cache_directory(environment: Mapping[str, str] | None = None) -> Path:
-    """Where converted models are kept: `SFLLM_CACHE_DIR`, else `sfllm` in the user's cache."""
-    variables = os.environ if environment is None else environment
-    if variables.get("SFLLM_CACHE_DIR"):
-        return Path(variables["SFLLM_CACHE_DIR"])
-    base = variables.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "sfllm"
-
-
 def converted(path: Path, dtype: torch.dtype, cache: Path | None = None) -> Path:
     """The directory with the converted contents of a `.gguf` file, made now if there is none yet.
+
+    It lies in `models` of `cache`, which is the user's cache directory when none is given.
 
     The directory's name holds the file's fingerprint, the dtype and the converter's version. It appears
     by one rename, so it is complete if it exists; a lock keeps several workers from converting at once.
