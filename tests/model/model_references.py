@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
 from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.load.dummy import byte_tokenizer
 from sfllm_worker.model.attention import AttentionBatch
 from sfllm_worker.model.decoder import Decoder
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 BLOCK = 4
 TINY: dict[str, Any] = {

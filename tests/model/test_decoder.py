@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from model_references import VARIANTS, Sequences, make_reference, reference_greedy, reference_logits
+
 from sfllm_worker.load import LoadedModel, load_model
 
 TOLERANCE = 1e-4

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from sfllm_worker.kv.cache import KVCache, bytes_per_block
 from sfllm_worker.load.dummy import SHAPES
 from sfllm_worker.model.config import ModelConfig

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from sfllm_worker.load import ModelLoadError
 from sfllm_worker.model.config import ModelConfig, RopeScaling
 

@@ -152,8 +152,9 @@ def _byte_level(vocabulary: _Vocabulary, metadata: Mapping[str, Any], pre: PreTo
     merges = []
     for line in lines:
         left, _, right = str(line).partition(" ")  # a piece holds no space: bytes are written as letters
-        if not (left and right):
-            raise ModelLoadError(f"tokenizer.ggml.merges holds {line!r}, which is not a pair")
+        unknown = [piece for piece in (left, right, left + right) if piece not in vocabulary.ids]
+        if unknown:
+            raise ModelLoadError(f"tokenizer.ggml.merges: {line!r} needs {unknown[0]!r}, which is no token")
         merges.append((left, right))
     tokenizer = Tokenizer(models.BPE(dict(vocabulary.ids), merges, ignore_merges=pre.whole_words))
     if pre.compose:
