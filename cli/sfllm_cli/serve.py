@@ -1,0 +1,141 @@
+"""`sfllm serve`: one model on this machine, as gateway, scheduler and worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import aiohttp
+import msgspec
+
+from sfllm import logs
+from sfllm.config import parse
+from sfllm.model_files import resolve_model
+from sfllm_cli.errors import CommandError
+from sfllm_cli.ports import check_free, free_port
+from sfllm_cli.restarts import RestartPolicy
+from sfllm_cli.serve_plan import admin_ports, child_specs, local_url
+from sfllm_cli.settings import AllServeSettings, ServicesSettings, known_settings, positional_model, split
+from sfllm_cli.supervisor import Problem, Supervisor
+
+PROBE_SECONDS = 2.0
+GRACE_BEYOND_DRAIN_SECONDS = 5.0
+LONGEST_SOCKET_PATH = 80
+"""A socket file's whole path may have 107 characters; this leaves room for its name."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Serve until a signal; 0 after a clean stop. Raises `CommandError` or `ModelFilesError`."""
+    started = time.monotonic()
+    settings = split(
+        parse(
+            AllServeSettings,
+            prog="sfllm serve",
+            description="Serve a model: starts, watches and stops scheduler, workers and gateways.",
+            argv=positional_model(argv),
+            known=known_settings(),
+        )
+    )
+    logs.setup("supervisor", settings.serve.log_level, settings.serve.log_format)
+    settings = _with_port(settings)
+    if settings.worker.load_format != "dummy":
+        resolve_model(settings.serve.model)
+    with tempfile.TemporaryDirectory(prefix="sfllm-", dir=_short_directory()) as sockets:
+        try:
+            return asyncio.run(_serve(settings, Path(sockets), started))
+        except OSError as error:
+            raise CommandError(f"cannot run the services: {error}") from error
+
+
+async def _serve(settings: ServicesSettings, sockets: Path, started: float) -> int:
+    url = local_url(settings.gateway.host, settings.gateway.port)
+    specs = child_specs(settings, sockets, os.environ, _cores())
+    for spec, port in zip(specs, admin_ports(settings.serve), strict=False):
+        print(f"{spec.name}: http://{settings.serve.admin_host}:{port}/metrics", flush=True)
+    prefix = settings.serve.log_format == "text"
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_SECONDS)) as session:
+
+        async def announce() -> None:
+            _announce(url, await _first_model(session, url), time.monotonic() - started)
+
+        supervisor = Supervisor(
+            specs,
+            policy=RestartPolicy(crash_limit=settings.serve.max_restarts),
+            probe=lambda: _probe(session, url),
+            on_ready=announce,
+            write=lambda name, line: _write(name if prefix else "", line),
+            grace_seconds=_grace_seconds(settings),
+        )
+        code = await supervisor.run()
+    print("stopped" if code == 0 else "stopped after a failure", flush=True)
+    return code
+
+
+async def _probe(session: aiohttp.ClientSession, url: str) -> Problem:
+    """Why the stack cannot serve, or None when it can."""
+    try:
+        async with session.get(f"{url}/ready") as response:
+            return None if response.status == 200 else (await response.text())[:500]
+    except (aiohttp.ClientError, TimeoutError) as error:
+        return f"the gateway does not answer: {error or type(error).__name__}"
+
+
+async def _first_model(session: aiohttp.ClientSession, url: str) -> str:
+    """The id of the served model, as clients name it."""
+    try:
+        async with session.get(f"{url}/v1/models") as response:
+            models = await response.json()
+            return str(models["data"][0]["id"])
+    except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
+        raise CommandError(f"{url}/v1/models does not list the model: {error!r}") from error
+
+
+def _announce(url: str, model: str, seconds: float) -> None:
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
+    curl = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    print(
+        f"\nsfllm serves {model} at {url} (ready after {seconds:.1f} s; Ctrl-C stops it)\n"
+        f"\nTry it:\n  {curl}\nor talk to it in another terminal:\n  sfllm chat --url {url}\n",
+        flush=True,
+    )
+
+
+def _with_port(settings: ServicesSettings) -> ServicesSettings:
+    """Settings with a real port; a port that is taken is told before anything starts."""
+    gateway = settings.gateway
+    if gateway.port == 0:
+        gateway = msgspec.structs.replace(gateway, port=free_port(gateway.host))
+    else:
+        check_free(gateway.host, gateway.port, "--port")
+    for port in admin_ports(settings.serve):
+        check_free(settings.serve.admin_host, port, "--admin-port")
+    return settings._replace(gateway=gateway)
+
+
+def _short_directory() -> str | None:
+    """Where the sockets' directory is made: the usual place, unless its path is too long for sockets."""
+    return "/tmp" if len(tempfile.gettempdir()) > LONGEST_SOCKET_PATH else None  # noqa: S108 - mode 700 inside
+
+
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _grace_seconds(settings: ServicesSettings) -> float:
+    """How long a stop may take: gateways drain, then workers, which by then have nothing left."""
+    return settings.gateway.drain_seconds + GRACE_BEYOND_DRAIN_SECONDS
+
+
+def _write(prefix: str, line: bytes) -> None:
+    """Pass a child's line on to standard error."""
+    text = line.decode(errors="replace")
+    with contextlib.suppress(OSError):  # the terminal is gone; the children need not die of it
+        print(f"{prefix} | {text}" if prefix else text, file=sys.stderr, flush=True)

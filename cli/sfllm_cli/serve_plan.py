@@ -1,0 +1,102 @@
+"""Which processes `sfllm serve` runs and with what command lines: from settings to a list, no more."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from sfllm.config import ENV_PREFIX, Settings, to_arguments
+from sfllm.settings import CommonSettings, GatewaySettings, SchedulerSettings, WorkerSettings
+from sfllm_cli.child import ChildSpec
+from sfllm_cli.settings import ServeSettings, ServicesSettings
+
+_INHERITED = frozenset({"SFLLM_CACHE_DIR"})
+"""Variables that are no setting of a service."""
+
+GATEWAYS_STOP, WORKERS_STOP, SCHEDULER_STOPS = range(3)
+"""Streams end first, then what makes their tokens, then what connects the two."""
+
+
+def child_specs(
+    settings: ServicesSettings, sockets: Path, environ: Mapping[str, str], cores: int
+) -> list[ChildSpec]:
+    """The processes in the order of their start. `sockets` is a private directory for their socket files."""
+    serve = settings.serve
+    addresses = {
+        name: getattr(serve, name) or f"ipc://{sockets / name.removesuffix('_address')}"
+        for name in ("gateway_address", "worker_address", "asset_address")
+    }
+    environment = child_environment(environ)
+    scheduler = msgspec.structs.replace(settings.scheduler, **addresses)
+    gateway = msgspec.structs.replace(
+        settings.gateway, **{name: addresses[name] for name in ("gateway_address", "asset_address")}
+    )
+    worker = msgspec.structs.replace(
+        settings.worker,
+        threads=settings.worker.threads or _threads_each(serve.workers, cores),
+        **{name: addresses[name] for name in ("worker_address", "asset_address")},
+    )
+    services: list[tuple[str, str, CommonSettings, type[Settings], int]] = [
+        ("scheduler", "sfllm_scheduler", scheduler, SchedulerSettings, SCHEDULER_STOPS),
+        *(
+            (f"gateway-{index}", "sfllm_gateway", gateway, GatewaySettings, GATEWAYS_STOP)
+            for index in range(serve.gateways)
+        ),
+        *(
+            (f"worker-{index}", "sfllm_worker", worker, WorkerSettings, WORKERS_STOP)
+            for index in range(serve.workers)
+        ),
+    ]
+    ports = admin_ports(serve) or [0] * len(services)
+    return [
+        ChildSpec(
+            name,
+            (
+                *(sys.executable, "-m", module),
+                *to_arguments(msgspec.structs.replace(of_process, admin_port=port), cls),
+            ),
+            stop_rank,
+            environment | _thread_environment(of_process),
+        )
+        for (name, module, of_process, cls, stop_rank), port in zip(services, ports, strict=True)
+    ]
+
+
+def admin_ports(serve: ServeSettings) -> list[int]:
+    """One port a process, in the order of their start; none when they were not asked for."""
+    count = 1 + serve.gateways + serve.workers
+    return list(range(serve.admin_port, serve.admin_port + count)) if serve.admin_port else []
+
+
+def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment for the services: without settings, which they get as flags.
+
+    A variable that stayed would win over a default, and so over a flag of `serve` whose
+    value is the default. The model's files are here by now: a restart need not ask the hub.
+    """
+    kept = {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(ENV_PREFIX) or name in _INHERITED
+    }
+    return {**kept, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def local_url(host: str, port: int) -> str:
+    """The address at which this machine reaches a server that listens on `host`."""
+    reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def _threads_each(workers: int, cores: int) -> int | None:
+    """CPU threads of each of several workers, which would otherwise all use every core."""
+    return max(1, cores // workers) if workers > 1 else None
+
+
+def _thread_environment(settings: CommonSettings) -> dict[str, str]:
+    if isinstance(settings, WorkerSettings) and settings.threads is not None:
+        return {"OMP_NUM_THREADS": str(settings.threads)}
+    return {}

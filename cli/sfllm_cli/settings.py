@@ -1,0 +1,188 @@
+"""The settings of each subcommand; those of the services appear in `serve` as they are."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from sfllm.config import Settings
+from sfllm.settings import CommonSettings, GatewaySettings, SchedulerSettings, WorkerSettings
+
+Address = str | None
+T = TypeVar("T", bound=Settings)
+
+
+class ServeSettings(CommonSettings, frozen=True, kw_only=True):
+    """The processes."""
+
+    model: Annotated[
+        str, Meta(description="a model directory, a .gguf file, a hub id, or 'smollm2' for the default model")
+    ] = "smollm2"
+    workers: Annotated[int, Meta(ge=1, le=64, description="how many worker processes")] = 1
+    gateways: Annotated[
+        int, Meta(ge=1, le=64, description="how many gateway processes; they share the port")
+    ] = 1
+    admin_port: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=65000,
+            description="first of one port a process for /health and /metrics: "
+            "scheduler, gateways, workers in turn; 0 for none",
+        ),
+    ] = 0
+    gateway_address: Annotated[
+        Address, Meta(description="where scheduler and gateways meet; a private socket file if unset")
+    ] = None
+    worker_address: Annotated[
+        Address, Meta(description="where scheduler and workers meet; a private socket file if unset")
+    ] = None
+    asset_address: Annotated[
+        Address, Meta(description="where tokenizer files pass; a private socket file if unset")
+    ] = None
+    max_restarts: Annotated[
+        int, Meta(ge=1, description="deaths of one process in a minute, never ready, before giving up")
+    ] = 5
+
+
+class ServicesSettings(NamedTuple):
+    """What `serve` was given, as each process will see it."""
+
+    serve: ServeSettings
+    gateway: GatewaySettings
+    scheduler: SchedulerSettings
+    worker: WorkerSettings
+
+
+def _with_services() -> type[ServeSettings]:
+    """`ServeSettings` and, in a group each, whatever else the services can be told.
+
+    Made here rather than written out, so that a new setting of a service is a new flag of
+    `serve`. A chain of structs, because msgspec structs cannot have two bases with fields.
+    """
+    chain: type[Any] = ServeSettings
+    for service in (GatewaySettings, SchedulerSettings, WorkerSettings):
+        taken = set(chain.__struct_fields__)
+        hints = typing.get_type_hints(service, include_extras=True)
+        fields = [
+            (field.name, hints[field.name], field.default)
+            for field in msgspec.structs.fields(service)
+            if field.name not in taken
+        ]
+        chain = msgspec.defstruct(
+            f"ServeWith{service.__name__}",
+            fields,
+            bases=(chain,),
+            namespace={"__doc__": service.__doc__},
+            frozen=True,
+            kw_only=True,
+            forbid_unknown_fields=True,
+        )
+    return chain
+
+
+AllServeSettings = _with_services()
+"""What the command line of `serve` reads: a subclass of `ServeSettings`."""
+
+
+def split(settings: ServeSettings) -> ServicesSettings:
+    """The settings of each service out of `AllServeSettings`; what is None keeps the service's default."""
+    values = {name: value for name, value in msgspec.structs.asdict(settings).items() if value is not None}
+    return ServicesSettings(
+        settings,
+        _of(GatewaySettings, values),
+        _of(SchedulerSettings, values),
+        _of(WorkerSettings, values),
+    )
+
+
+def _of(cls: type[T], values: Mapping[str, Any]) -> T:
+    return msgspec.convert({name: values[name] for name in cls.__struct_fields__ if name in values}, cls)
+
+
+class ClientSettings(Settings, frozen=True, kw_only=True):
+    """The server."""
+
+    url: Annotated[
+        str | None, Meta(description="base address of the server; this machine and --port if unset")
+    ] = None
+    port: Annotated[int, Meta(ge=1, le=65535, description="the server's port on this machine")] = 8081
+    model: Annotated[
+        str | None, Meta(description="name of the model; the first that the server lists if unset")
+    ] = None
+    api_key: Annotated[str | None, Meta(description="key for a server that asks for one")] = None
+
+    @property
+    def base_url(self) -> str:
+        """The server's address without a slash or `/v1` at the end."""
+        return (self.url or f"http://127.0.0.1:{self.port}").rstrip("/").removesuffix("/v1")
+
+
+class BenchSettings(ClientSettings, frozen=True, kw_only=True):
+    """The load."""
+
+    requests: Annotated[int, Meta(ge=1, description="how many requests to send")] = 100
+    concurrency: Annotated[int, Meta(ge=1, le=10000, description="requests open at once")] = 40
+    prompt_tokens: Annotated[
+        str, Meta(pattern=r"^\d+(:\d+)?$", description="tokens of a prompt, or a range such as 16:512")
+    ] = "128"
+    output_tokens: Annotated[
+        str, Meta(pattern=r"^\d+(:\d+)?$", description="most tokens of an answer, or a range")
+    ] = "128"
+    endpoint: Annotated[
+        Literal["completions", "chat"], Meta(description="which API; completions takes exact prompt lengths")
+    ] = "completions"
+    ignore_eos: Annotated[
+        bool, Meta(description="generate to the last token whatever the model says (sfllm and vLLM servers)")
+    ] = False
+    temperature: Annotated[float, Meta(ge=0, le=2, description="sampling temperature")] = 0.0
+    seed: Annotated[int, Meta(ge=0, description="seed of prompts and lengths")] = 0
+    warmup: Annotated[int, Meta(ge=0, description="requests sent first and not counted")] = 1
+    timeout_seconds: Annotated[float, Meta(gt=0, description="a request that takes longer is an error")] = (
+        600.0
+    )
+    json: Annotated[str | None, Meta(description="file to write the results to; - for standard output")] = (
+        None
+    )
+
+
+class ChatSettings(ClientSettings, frozen=True, kw_only=True):
+    """The conversation."""
+
+    system: Annotated[str | None, Meta(description="system message")] = None
+    temperature: Annotated[
+        float | None, Meta(ge=0, le=2, description="sampling temperature; the model's own if unset")
+    ] = None
+    max_tokens: Annotated[int | None, Meta(ge=1, description="most tokens of an answer")] = None
+    seed: Annotated[int | None, Meta(description="the same seed gives the same answer")] = None
+
+
+class PullSettings(Settings, frozen=True, kw_only=True):
+    """The model."""
+
+    model: Annotated[str, Meta(description="a hub id, or 'smollm2' for the default model")] = "smollm2"
+
+
+SUBCOMMAND_SETTINGS: dict[str, type[Settings]] = {
+    "serve": AllServeSettings,
+    "chat": ChatSettings,
+    "bench": BenchSettings,
+    "pull": PullSettings,
+}
+
+
+def known_settings() -> list[type[Settings]]:
+    """Every settings struct that a YAML file shared by all commands may have keys of."""
+    return list(SUBCOMMAND_SETTINGS.values())
+
+
+def positional_model(argv: Sequence[str]) -> list[str]:
+    """`NAME ...` read as `--model NAME ...`."""
+    arguments = list(argv)
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--model")
+    return arguments
