@@ -1,0 +1,33 @@
+"""`python -m sfllm_gateway`: run one gateway process."""
+
+from __future__ import annotations
+
+import sys
+
+import uvloop
+
+from sfllm import logs
+from sfllm.config import parse
+from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
+from sfllm_gateway.service import serve
+
+
+def main() -> int:
+    """Read settings, serve until told to stop; 0 after an orderly end, 1 if it cannot listen."""
+    settings = parse(
+        GatewaySettings,
+        prog="python -m sfllm_gateway",
+        description="The HTTP gateway of sfllm: OpenAI's API in front of a scheduler.",
+        known=(GatewaySettings, SchedulerSettings, WorkerSettings),
+    )
+    logs.setup("gateway", settings.log_level, settings.log_format)
+    try:
+        uvloop.run(serve(settings))
+    except OSError as error:
+        print(f"gateway: cannot listen on {settings.host}:{settings.port}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

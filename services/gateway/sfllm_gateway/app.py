@@ -1,0 +1,173 @@
+"""The HTTP surface: routes, request ids, and the one place where failures become answers."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sfllm.errors import ErrorCode, ServiceError
+from sfllm.metrics import CONTENT_TYPE
+from sfllm_gateway import openapi
+from sfllm_gateway.endpoints import ENDPOINTS, Endpoint, GatewayState, serve_generation
+from sfllm_gateway.http_io import ClientGoneError, error_headers, error_json, header, send_error
+from sfllm_gateway.openai.responses import model_json
+from sfllm_gateway.version import VERSION
+
+METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
+
+log = structlog.get_logger()
+
+
+class GenerationResponse(Response):
+    """Hands the raw connection to a generation endpoint: nothing lies between a token and the socket."""
+
+    def __init__(self, state: GatewayState, endpoint: Endpoint) -> None:
+        super().__init__()
+        self._state = state
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve the request that the endpoint was called with."""
+        await serve_generation(self._state, self._endpoint, scope, receive, send)
+
+
+def build(state: GatewayState) -> ASGIApp:
+    """The application of a gateway."""
+    app = FastAPI(title="sfllm", version=VERSION, redoc_url=None, redirect_slashes=False)
+    app.add_exception_handler(ServiceError, _answer_failure)
+    app.add_exception_handler(HTTPException, _answer_failure)
+    app.add_exception_handler(Exception, _answer_failure)
+    for endpoint in ENDPOINTS:
+        _add_generation(app, state, endpoint)
+    _add_models(app, state)
+    _add_status(app, state)
+    openapi.install(app, ENDPOINTS)
+    return HttpFront(app, state)
+
+
+def _add_generation(app: FastAPI, state: GatewayState, endpoint: Endpoint) -> None:
+    async def generate(request: Request) -> Response:  # noqa: ARG001 - FastAPI gives it
+        return GenerationResponse(state, endpoint)
+
+    app.add_api_route(
+        endpoint.path,
+        generate,
+        methods=["POST"],
+        name=endpoint.name,
+        summary=endpoint.summary,
+        openapi_extra=openapi.request_body(endpoint),
+        responses=openapi.GENERATION_RESPONSES,
+    )
+
+
+def _add_models(app: FastAPI, state: GatewayState) -> None:
+    @app.get("/v1/models", summary="The models that can be asked for, under all their names")
+    async def models() -> JSONResponse:
+        cards = [model_json(name, card) for name, card in state.registry.named_cards()]
+        return JSONResponse({"object": "list", "data": cards})
+
+    @app.get("/v1/models/{model_id:path}", summary="One model", responses=openapi.error_responses(404, 503))
+    async def model(model_id: str) -> JSONResponse:
+        return JSONResponse(model_json(model_id, state.registry.card(model_id)))
+
+
+def _add_status(app: FastAPI, state: GatewayState) -> None:
+    @app.get("/health", summary="Whether this process lives; never waits for a model")
+    @app.get("/ping", summary="The same as /health")
+    async def health() -> JSONResponse:
+        return JSONResponse({"status": "healthy", "timestamp": int(time.time())})
+
+    @app.get("/ready", summary="Whether a request can be served now", responses=openapi.error_responses(503))
+    async def ready() -> JSONResponse:
+        problem = state.problem()
+        if problem is not None:
+            raise ServiceError(ErrorCode.SERVICE_UNAVAILABLE, problem, retry_after_seconds=1)
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics", summary="Prometheus metrics of this process", response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        return Response(state.metrics.registry.render(), media_type=CONTENT_TYPE)
+
+    @app.get("/version", summary="The version of sfllm")
+    async def version() -> JSONResponse:
+        return JSONResponse({"version": VERSION})
+
+
+class HttpFront:
+    """The outermost layer: gives every request an id, counts it, and lets no failure through."""
+
+    def __init__(self, app: ASGIApp, state: GatewayState) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one HTTP request."""
+        scope.setdefault("state", {})["request_id"] = _client_id(scope) or secrets.token_hex(12)
+        status = 0
+
+        async def counted_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                name = (b"x-request-id", scope["state"]["request_id"].encode("latin-1"))
+                message["headers"] = [*message.get("headers", ()), name]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, counted_send)
+        except ClientGoneError:
+            self._state.metrics.disconnected.inc()
+        except Exception as error:  # noqa: BLE001 - the last place where a failure can be answered
+            if status == 0:
+                await send_error(counted_send, as_service_error(error, scope))
+        finally:
+            route = scope.get("route")
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            handler = getattr(route, "path", "unmatched")
+            self._state.metrics.http_requests.labels(method, str(status), handler).inc()
+
+
+def _client_id(scope: Scope) -> str | None:
+    """The request id that the client chose, if it can be a header of the answer."""
+    value = header(scope, b"x-request-id")
+    return value if value and len(value) <= 256 and value.isascii() and value.isprintable() else None
+
+
+async def _answer_failure(request: Request, error: Exception) -> Response:
+    """Whatever was raised, as an answer in the one shape."""
+    failure = as_service_error(error, request.scope)
+    headers = {name.decode(): value.decode() for name, value in error_headers(failure)}
+    if isinstance(error, HTTPException) and error.headers:
+        headers |= {name: value for name, value in error.headers.items() if name.lower() == "allow"}
+    return Response(error_json(failure), status_code=failure.http.status, headers=headers)
+
+
+def as_service_error(error: Exception, scope: Scope) -> ServiceError:
+    """The error that a client is told. What nobody foresaw is logged, and told without internals."""
+    if isinstance(error, ServiceError):
+        if error.http.status in {500, 504}:
+            _log_failure(scope, error)
+        return error
+    if isinstance(error, HTTPException):
+        known: dict[int, tuple[ErrorCode, str]] = {
+            404: (ErrorCode.NOT_FOUND, "there is nothing at this path"),
+            405: (ErrorCode.METHOD_NOT_ALLOWED, "this path does not answer this method"),
+            413: (ErrorCode.BODY_TOO_LARGE, "the body is too large"),
+        }
+        code, message = known.get(error.status_code, (ErrorCode.INVALID_REQUEST, str(error.detail)))
+        return ServiceError(code, message)
+    request_id = scope["state"]["request_id"]
+    log.error("unexpected failure", request_id=request_id, path=scope.get("path"), exc_info=error)
+    return ServiceError(ErrorCode.ENGINE_FAILURE, f"internal error; request id {request_id}")
+
+
+def _log_failure(scope: Scope, error: ServiceError) -> None:
+    fields: dict[str, Any] = {"code": error.code.value, "reason": error.message}
+    log.warning("request failed", request_id=scope["state"]["request_id"], path=scope.get("path"), **fields)

@@ -1,0 +1,82 @@
+"""Pulling tokenizer files from the scheduler, on a socket of their own, one chunk at a time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+import zmq
+
+from sfllm import wire
+from sfllm.asset_pull import AssetError, AssetPull
+from sfllm.messages import ASSETS, Asset, AssetChunk
+from sfllm.sockets import DealerLink
+
+CHUNK_TIMEOUT_SECONDS = 2.0
+TRIES = 5
+
+log = structlog.get_logger()
+
+
+class AssetLink:
+    """Pulls one asset at a time. Owns its socket until `close`; lives on one event loop."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, identity: bytes) -> None:
+        self._dealer = DealerLink(context, address, identity)
+        self._decode = wire.decoder(ASSETS)
+        self._lock = asyncio.Lock()
+        self._arrived = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._descriptor = self._dealer.socket.fileno()
+        self._loop.add_reader(self._descriptor, self._arrived.set)
+
+    async def pull(self, asset: Asset) -> bytes:
+        """The content, its hash checked. Raises `AssetError` when it cannot be had."""
+        async with self._lock:
+            pull = AssetPull(asset)
+            silent = 0
+            self._ask(pull)
+            while silent < TRIES:
+                chunk = await self._next_chunk()
+                if chunk is None:
+                    silent += 1
+                elif chunk.sha256 != asset.sha256:
+                    continue  # a late answer about another asset
+                else:
+                    silent = 0
+                    content = pull.add(chunk)
+                    if content is not None:
+                        return content
+                self._ask(pull)
+        raise AssetError(f"no answer about {asset.name} in {TRIES * CHUNK_TIMEOUT_SECONDS:.0f} s")
+
+    def close(self) -> None:
+        """Stop listening and close the socket."""
+        self._loop.remove_reader(self._descriptor)
+        self._dealer.close()
+
+    def _ask(self, pull: AssetPull) -> None:
+        self._dealer.clear()
+        self._dealer.send(wire.encode(pull.request()))
+        self._arrived.set()  # edge-triggered: whatever came during the send must be looked at
+
+    async def _next_chunk(self) -> AssetChunk | None:
+        """The next chunk, None after the timeout."""
+        try:
+            async with asyncio.timeout(CHUNK_TIMEOUT_SECONDS):
+                while True:
+                    self._arrived.clear()
+                    self._dealer.flush()
+                    frames = self._dealer.receive()
+                    if frames is None:
+                        await self._arrived.wait()
+                        continue
+                    try:
+                        message = self._decode(frames).message
+                    except wire.WireError as error:
+                        log.warning("malformed asset message", reason=str(error))
+                        continue
+                    if isinstance(message, AssetChunk):
+                        return message
+        except TimeoutError:
+            return None

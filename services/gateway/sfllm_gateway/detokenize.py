@@ -1,0 +1,146 @@
+"""Token ids to text as they arrive, never splitting a code point.
+
+Byte-level vocabularies (GPT-2, Llama 3, Qwen, SmolLM) map every token to bytes, so an
+incremental UTF-8 decoder gives exactly the library's decoding, in constant time a
+token. Other vocabularies are decoded by the library over a short window; text that
+ends in an unfinished character waits there.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from tokenizers import Tokenizer, decoders
+
+REPLACEMENT = "\ufffd"
+MAX_WINDOW_TOKENS = 16
+"""An unfinished character is given up after this many tokens; the longest takes four bytes."""
+
+
+class Detokenizer(Protocol):
+    """Turns one choice's tokens into text; the pieces add up to the text of all tokens."""
+
+    def feed(self, ids: Sequence[int]) -> str:
+        """The text that is certain after these further tokens."""
+
+    def finish(self) -> str:
+        """What is left when no more tokens come."""
+
+
+class ByteDetokenizer:
+    """Incremental decoding where every token is a string of bytes."""
+
+    def __init__(self, token_bytes: Callable[[int], bytes]) -> None:
+        self._token_bytes = token_bytes
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, ids: Sequence[int]) -> str:
+        """See `Detokenizer`."""
+        return self._decoder.decode(b"".join(map(self._token_bytes, ids)))
+
+    def finish(self) -> str:
+        """See `Detokenizer`."""
+        return self._decoder.decode(b"", True)
+
+
+class WindowDetokenizer:
+    """Incremental decoding by the library: a window of the newest tokens is decoded again.
+
+    Invariant: the text of tokens before `_read` was given away; the window starts one piece earlier,
+    because many decoders treat the first token of a text differently.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], hidden: frozenset[int]) -> None:
+        self._decode = decode
+        self._hidden = hidden
+        self._window: list[int] = []
+        self._read = 0
+
+    def feed(self, ids: Sequence[int]) -> str:
+        """See `Detokenizer`."""
+        return "".join([self._add(token) for token in ids if token not in self._hidden])
+
+    def finish(self) -> str:
+        """See `Detokenizer`."""
+        return self._take(self._decode(self._window))
+
+    def _add(self, token: int) -> str:
+        self._window.append(token)
+        text = self._decode(self._window)
+        if text.endswith(REPLACEMENT) and len(self._window) - self._read < MAX_WINDOW_TOKENS:
+            return ""
+        return self._take(text)
+
+    def _take(self, text: str) -> str:
+        piece = text[len(self._decode(self._window[: self._read])) :]
+        if piece:
+            del self._window[: self._read]
+            self._read = len(self._window)
+        return piece
+
+
+class TokenBytes:
+    """The bytes of each token of a byte-level vocabulary, looked up once."""
+
+    def __init__(self, tokenizer: Tokenizer, hidden: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._hidden = hidden
+        self._known: dict[int, bytes] = {}
+
+    def __call__(self, token: int) -> bytes:
+        """The bytes of `token`; none for hidden tokens and ids outside the vocabulary."""
+        found = self._known.get(token)
+        if found is None:
+            found = self._known[token] = self._look_up(token)
+        return found
+
+    def _look_up(self, token: int) -> bytes:
+        text = None if token in self._hidden else self._tokenizer.id_to_token(token)
+        if text is None:
+            return b""
+        try:
+            return bytes([_BYTE_OF_CHARACTER[character] for character in text])
+        except KeyError:  # an added token with characters outside the alphabet stands for itself
+            return text.encode()
+
+
+class Detokenizers:
+    """Makes the detokenizers of one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        special = frozenset(token for token, entry in added.items() if entry.special)
+        self._special = special
+        self._token_bytes: dict[bool, TokenBytes] | None = None
+        if isinstance(tokenizer.decoder, decoders.ByteLevel):
+            self._token_bytes = {
+                True: TokenBytes(tokenizer, special),
+                False: TokenBytes(tokenizer, frozenset()),
+            }
+
+    def make(self, skip_special_tokens: bool) -> Detokenizer:
+        """A detokenizer for a new choice."""
+        if self._token_bytes is not None:
+            return ByteDetokenizer(self._token_bytes[skip_special_tokens])
+        tokenizer = self._tokenizer
+
+        def decode(ids: Sequence[int]) -> str:
+            text: str = tokenizer.decode(ids, skip_special_tokens=False)
+            return text
+
+        return WindowDetokenizer(decode, self._special if skip_special_tokens else frozenset())
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The printable stand-ins that byte-level vocabularies use for bytes (as GPT-2 defined them)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    alphabet = {chr(byte): byte for byte in printable}
+    alphabet |= {chr(256 + index): byte for index, byte in enumerate(rest)}
+    return alphabet
+
+
+_BYTE_OF_CHARACTER = _byte_alphabet()

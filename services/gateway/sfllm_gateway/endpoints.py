@@ -1,0 +1,195 @@
+"""The endpoints that generate text: what differs between them, and the way that they share."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import msgspec
+from starlette.types import Receive, Scope, Send
+
+from sfllm.errors import ErrorCode, ServiceError
+from sfllm.settings import GatewaySettings
+from sfllm_gateway import native
+from sfllm_gateway.generation import Answer, Generation
+from sfllm_gateway.http_io import Headers, read_body
+from sfllm_gateway.link import SchedulerLink
+from sfllm_gateway.metrics import GatewayMetrics
+from sfllm_gateway.models import LoadedModel, ModelRegistry
+from sfllm_gateway.openai import chat, completions
+from sfllm_gateway.openai.chunks import ChatAnswer, CompletionAnswer
+from sfllm_gateway.openai.common import MAX_IGNORED_NAMES, Body, StreamOptions, bad_value, decode_body
+from sfllm_gateway.openai.responses import Envelope
+from sfllm_gateway.session import Session, SessionContext
+from sfllm_gateway.tokenize import TextPool
+
+
+class GatewayState:
+    """What the endpoints of one gateway process share."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        link: SchedulerLink,
+        registry: ModelRegistry,
+        metrics: GatewayMetrics,
+        pool: TextPool,
+    ) -> None:
+        self.settings = settings
+        self.link = link
+        self.registry = registry
+        self.metrics = metrics
+        self.pool = pool
+        self.draining = False
+        self.open_requests = 0
+        self.sessions: set[Session] = set()
+
+    def problem(self) -> str | None:
+        """Why no request can be served now, None if one can."""
+        if self.draining:
+            return "this gateway is shutting down"
+        if not self.link.connected:
+            return "the scheduler cannot be reached"
+        return self.registry.problem()
+
+    def fail_all(self, error: ServiceError) -> None:
+        """End every open request."""
+        for session in list(self.sessions):
+            session.fail(error)
+
+
+class Endpoint(NamedTuple):
+    """One generation endpoint. `check` needs no model, `prepare` does; `answer` writes what comes."""
+
+    path: str
+    name: str
+    summary: str
+    request_type: type[msgspec.Struct]
+    id_prefix: str
+    decode: Callable[[bytes], Body[Any]]
+    check: Callable[[Any], None]
+    prepare: Callable[[Any, LoadedModel, TextPool], Awaitable[Generation]]
+    answer: Callable[[Any, Generation, str, float], Answer]
+
+
+def _chat_answer(request: chat.ChatRequest, generation: Generation, name: str, _arrived: float) -> Answer:
+    options = request.stream_options or StreamOptions()
+    return ChatAnswer(
+        _envelope(generation, name), bool(options.include_usage), bool(options.continuous_usage_stats)
+    )
+
+
+def _completion_answer(
+    request: completions.CompletionRequest, generation: Generation, name: str, _arrived: float
+) -> Answer:
+    options = request.stream_options or StreamOptions()
+    return CompletionAnswer(
+        _envelope(generation, name), bool(options.include_usage), bool(options.continuous_usage_stats)
+    )
+
+
+def _native_answer(
+    request: native.GenerateRequest, generation: Generation, name: str, arrived: float
+) -> Answer:
+    return native.NativeAnswer(request.rid or name, arrived, generation.n)
+
+
+def _envelope(generation: Generation, name: str) -> Envelope:
+    return Envelope(name, int(time.time()), generation.model.card.name)
+
+
+ENDPOINTS = (
+    Endpoint(
+        "/v1/chat/completions",
+        "chat_completions",
+        "Answer a conversation",
+        chat.ChatRequest,
+        "chatcmpl-",
+        lambda body: decode_body(body, chat.decoder),
+        chat.check,
+        chat.prepare,
+        _chat_answer,
+    ),
+    Endpoint(
+        "/v1/completions",
+        "completions",
+        "Continue texts or token ids",
+        completions.CompletionRequest,
+        "cmpl-",
+        lambda body: decode_body(body, completions.decoder),
+        completions.check,
+        completions.prepare,
+        _completion_answer,
+    ),
+    Endpoint(
+        "/generate",
+        "generate",
+        "Continue a text or token ids, in the native form",
+        native.GenerateRequest,
+        "gen-",
+        native.decode,
+        native.check,
+        native.prepare,
+        _native_answer,
+    ),
+)
+
+
+async def serve_generation(
+    state: GatewayState, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Serve one request from its first body byte to its last answer byte. Raises `ServiceError`."""
+    arrived = time.monotonic()
+    if state.draining:
+        raise ServiceError(
+            ErrorCode.SERVICE_UNAVAILABLE, "this gateway is shutting down", retry_after_seconds=1
+        )
+    if state.open_requests >= state.settings.max_streams:
+        raise ServiceError(
+            ErrorCode.QUEUE_FULL, "this gateway has as many requests open as it may", retry_after_seconds=1
+        )
+    state.open_requests += 1
+    state.metrics.open_requests.inc()
+    try:
+        body = await read_body(scope, receive, state.settings.max_body_bytes)
+        request, ignored = endpoint.decode(body)
+        del body
+        _take_request_id(request.request_id, scope)
+        endpoint.check(request)
+        model = state.registry.resolve(request.model)
+        generation = await endpoint.prepare(request, model, state.pool)
+        name = endpoint.id_prefix + secrets.token_hex(16)
+        answer = endpoint.answer(request, generation, name, arrived)
+        headers = _ignored_header(state, ignored)
+        session = Session(
+            SessionContext(state.link, state.metrics, state.settings), generation, answer, name, arrived
+        )
+        state.sessions.add(session)
+        try:
+            await session.run(receive, send, headers)
+        finally:
+            state.sessions.discard(session)
+    finally:
+        state.open_requests -= 1
+        state.metrics.open_requests.dec()
+
+
+def _take_request_id(value: str | None, scope: Scope) -> None:
+    """A request id in the body goes before the header's. It is echoed, so it must fit a header."""
+    if value is None:
+        return
+    if not value or not value.isascii() or not value.isprintable():
+        raise bad_value("request_id", "must be printable ASCII")
+    scope["state"]["request_id"] = value
+
+
+def _ignored_header(state: GatewayState, ignored: Any) -> Headers:
+    """Names the fields that had no effect, as far as they are fit for a header."""
+    if not ignored:
+        return ()
+    state.metrics.ignored_fields.inc(len(ignored))
+    shown = sorted(name for name in ignored if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII))
+    return ((b"x-sfllm-ignored-fields", ", ".join(shown[:MAX_IGNORED_NAMES] or ["?"]).encode()),)

@@ -1,0 +1,65 @@
+"""What an endpoint asks a session to do, and how it writes down what came of it."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, TypeAlias
+
+from sfllm.messages import Sampling
+from sfllm_gateway.models import LoadedModel
+
+Prompts: TypeAlias = "list[array[int]]"
+"""Token ids (array code "I") of each prompt."""
+
+
+class Generation(NamedTuple):
+    """One HTTP request's work: `n` choices for each prompt, each prompt with its sampling."""
+
+    model: LoadedModel
+    prompts: Prompts
+    n: int
+    samplings: Sequence[Sampling]
+    stops: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+    priority: int = 0
+    stream: bool = False
+
+
+class Usage(NamedTuple):
+    """Tokens of a request, or of one choice of it."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Update(NamedTuple):
+    """News of one choice: further text and its token ids, and with the last one how it ended.
+
+    `matched` is the stop string or stop token that ended it; `usage` counts this choice so far.
+    """
+
+    choice: int
+    text: str
+    ids: Sequence[int]
+    usage: Usage
+    finish_reason: str | None = None
+    matched: str | int | None = None
+
+
+class Answer(Protocol):
+    """Writes the answer of one endpoint for one request."""
+
+    def first(self, choices: int) -> bytes:
+        """What a stream begins with, before any text."""
+
+    def event(self, update: Update) -> bytes:
+        """One event of a stream."""
+
+    def last(self, usage: Usage) -> bytes:
+        """What follows the last choice's end, before the stream's end mark."""
+
+    def whole(self, updates: Sequence[Update], usage: Usage) -> bytes:
+        """The body of an answer that is not streamed, one complete update a choice."""

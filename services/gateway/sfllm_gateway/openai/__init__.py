@@ -1,0 +1,1 @@
+"""OpenAI's API: request structs, their validation, and the bytes of answers."""

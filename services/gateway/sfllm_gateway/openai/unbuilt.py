@@ -1,0 +1,86 @@
+"""Request fields that clients know and this server does not do yet.
+
+Each is accepted at the values that change nothing and otherwise answered with 501:
+a field is never ignored in silence. Building a feature deletes its row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from sfllm.errors import ErrorCode, ServiceError
+from sfllm.wire import DECODE_ERRORS
+
+UNBUILT: dict[str, tuple[Any, ...]] = {
+    "allowed_token_ids": (),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "cache_salt": ("",),
+    "chat_template": (),
+    "documents": ([],),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_reasoning": (True,),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "prompt_logprobs": (),
+    "reasoning_effort": (),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "return_logprob": (False,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "store": (False,),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    "web_search_options": (),
+    # Only in the native API's sampling_params.
+    "ebnf": (),
+    "json_schema": (),
+    "regex": (),
+}
+
+
+def refuse_unbuilt(fields: Mapping[str, msgspec.Raw], path: str = "") -> None:
+    """Raise 501 for the first field of a request body that asks for something unbuilt.
+
+    `path` is where the fields are inside the body, such as "sampling_params.".
+    """
+    for name, raw in fields.items():
+        if name not in UNBUILT:
+            continue
+        try:
+            value = msgspec.json.decode(raw)
+        except DECODE_ERRORS as error:
+            raise ServiceError(
+                ErrorCode.INVALID_REQUEST, f"{path}{name} is malformed", param=path + name
+            ) from error
+        if value is not None and not any(_same(value, neutral) for neutral in UNBUILT[name]):
+            raise ServiceError(
+                ErrorCode.NOT_SUPPORTED, f"{path}{name} is not supported yet", param=path + name
+            )
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    """Equality in which true is not 1."""
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)

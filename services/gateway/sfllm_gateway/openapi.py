@@ -1,0 +1,91 @@
+"""The OpenAPI document: request bodies from the msgspec structs, and every status that can come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+from fastapi import FastAPI
+
+from sfllm.errors import HTTP_ERRORS
+
+REFERENCE = "#/components/schemas/{name}"
+
+ERROR_SCHEMA: dict[str, Any] = {
+    "title": "Error",
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string", "enum": sorted({entry.type for entry in HTTP_ERRORS.values()})},
+                "param": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+                "code": {"type": "string", "enum": sorted(code.value for code in HTTP_ERRORS)},
+            },
+        }
+    },
+}
+
+_MEANINGS = {
+    400: "The request is malformed, out of bounds, or longer than the model's context",
+    404: "No such model or path",
+    405: "The path does not answer this method",
+    413: "The body is larger than the limit",
+    429: "Too many requests wait or are open; see Retry-After",
+    500: "The workers failed on this request",
+    501: "The request asks for something that is not supported",
+    503: "No scheduler, model or worker is there, or the gateway is shutting down; see Retry-After",
+    504: "The deadline passed",
+}
+
+
+class Documented(Protocol):
+    """What the document needs of an endpoint."""
+
+    @property
+    def request_type(self) -> type[msgspec.Struct]:
+        """The struct of its body."""
+
+
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The documentation of error answers."""
+    schema = {"$ref": REFERENCE.format(name="Error")}
+    return {
+        status: {"description": _MEANINGS[status], "content": {"application/json": {"schema": schema}}}
+        for status in statuses
+    }
+
+
+GENERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; server-sent events ending in [DONE] when `stream` is true",
+        "content": {"application/json": {}, "text/event-stream": {"schema": {"type": "string"}}},
+    },
+    **error_responses(400, 404, 413, 429, 500, 501, 503, 504),
+}
+
+
+def request_body(endpoint: Documented) -> dict[str, Any]:
+    """The `requestBody` of an endpoint."""
+    schema = {"$ref": REFERENCE.format(name=endpoint.request_type.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def install(app: FastAPI, endpoints: Sequence[Documented]) -> None:
+    """Add the schemas of the endpoints' bodies to the document that FastAPI makes of `app`."""
+    original = app.openapi
+
+    def document() -> dict[str, Any]:
+        made = original()
+        schemas = made.setdefault("components", {}).setdefault("schemas", {})
+        if "Error" not in schemas:
+            types = [endpoint.request_type for endpoint in endpoints]
+            schemas |= msgspec.json.schema_components(types, ref_template=REFERENCE)[1]
+            schemas["Error"] = ERROR_SCHEMA
+        return made
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend it

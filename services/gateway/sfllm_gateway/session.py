@@ -1,0 +1,321 @@
+"""The life of one generation request: submit, wait, write, and leave nothing behind.
+
+The HTTP status goes out when every prompt was admitted. After that the session sleeps
+until its streams have something, reads all that came since, and writes it at once: a
+slow client costs fewer, larger events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import NamedTuple
+
+import structlog
+from starlette.types import Receive, Send
+
+from sfllm.errors import ErrorCode, ServiceError
+from sfllm.settings import GatewaySettings
+from sfllm_gateway.generation import Answer, Generation, Update, Usage
+from sfllm_gateway.http_io import (
+    DONE,
+    EVENT_HEADERS,
+    JSON_HEADERS,
+    KEEP_ALIVE,
+    ClientGoneError,
+    Headers,
+    error_json,
+    send_answer,
+)
+from sfllm_gateway.link import OpenStream, SchedulerLink
+from sfllm_gateway.meter import RequestMeter
+from sfllm_gateway.metrics import GatewayMetrics
+from sfllm_gateway.output import ChoiceOutput
+from sfllm_gateway.stream import Request
+
+DEADLINE_GRACE_SECONDS = 1.0
+STALLED_CLIENT_SECONDS = 60.0
+"""A client that takes nothing for so long is cut off."""
+
+log = structlog.get_logger()
+
+
+class SessionContext(NamedTuple):
+    """What all sessions of a gateway share."""
+
+    link: SchedulerLink
+    metrics: GatewayMetrics
+    settings: GatewaySettings
+
+
+class _Choice:
+    """One choice of one prompt: where its tokens come from and what was made of them."""
+
+    __slots__ = ("index", "last_at", "opened", "output", "shown", "tokens")
+
+    def __init__(self, index: int, opened: OpenStream, output: ChoiceOutput) -> None:
+        self.index = index
+        self.opened = opened
+        self.output = output
+        self.tokens = 0
+        self.shown = 0
+        self.last_at: float | None = None
+
+
+class Session:
+    """One request from submission to its last byte. `fail` may be called from outside to end it."""
+
+    def __init__(
+        self,
+        context: SessionContext,
+        generation: Generation,
+        answer: Answer,
+        request_id: str,
+        arrived: float,
+    ) -> None:
+        self._link, metrics, self._settings = context
+        self._meter = RequestMeter(metrics, generation.model.card.name, request_id, arrived)
+        self._generation = generation
+        self._answer = answer
+        self._request_id = request_id
+        self._arrived = arrived
+        self._loop = asyncio.get_running_loop()
+        self._opened: list[OpenStream] = []
+        self._choices: list[_Choice] = []
+        self._failure: Exception | None = None
+        self._awake = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._quiet_since = time.monotonic()
+        self._sending_since: float | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._stalled = False
+
+    async def run(self, receive: Receive, send: Send, headers: Headers = ()) -> None:
+        """Serve the request. Raises `ServiceError` if it failed before anything was sent."""
+        self._task = asyncio.current_task()
+        deadline = self._arrived + self._settings.request_timeout_seconds
+        self._send = send
+        self._timer = self._loop.call_later(self._timer_seconds(), self._watch_time, deadline)
+        watcher = self._loop.create_task(self._watch_client(receive))
+        try:
+            self._submit(deadline)
+            await self._until_admitted()
+            if self._generation.stream:
+                await self._write_stream(headers)
+            else:
+                await self._write_whole(headers)
+        except ClientGoneError:
+            self._meter.client_left()
+        except asyncio.CancelledError:
+            if not self._stalled:
+                raise
+            if self._task is not None:
+                self._task.uncancel()
+            self._meter.client_left()
+            log.warning("client takes nothing, connection given up", request_id=self._request_id)
+        finally:
+            self._timer.cancel()
+            watcher.cancel()
+            for opened in self._opened:
+                self._link.release(opened, "request ended")
+            self._record_end()
+
+    def fail(self, error: Exception) -> None:
+        """End the request with `error`, unless it ends by itself before that is noticed."""
+        if self._failure is None:
+            self._failure = error
+        self._wake()
+
+    # what wakes a session
+
+    def _wake(self) -> None:
+        self._awake = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _sleep(self) -> None:
+        """Until something happened since the last call."""
+        if not self._awake:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+            self._waiter = None
+        self._awake = False
+
+    async def _watch_client(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.fail(ClientGoneError())
+
+    def _timer_seconds(self) -> float:
+        return min(self._settings.keep_alive_seconds, DEADLINE_GRACE_SECONDS)
+
+    def _watch_time(self, deadline: float) -> None:
+        """Once a second or more often: the deadline, a stream that is silent, a client that is stuck."""
+        now = time.monotonic()
+        self._timer = self._loop.call_later(self._timer_seconds(), self._watch_time, deadline)
+        if now > deadline + DEADLINE_GRACE_SECONDS:
+            self.fail(ServiceError(ErrorCode.DEADLINE_EXCEEDED, "the request took longer than its deadline"))
+        if self._sending_since is not None:
+            if now - self._sending_since > STALLED_CLIENT_SECONDS and self._task is not None:
+                self._stalled = True
+                self._task.cancel()
+        elif now - self._quiet_since >= self._settings.keep_alive_seconds:
+            self._wake()
+
+    # from streams to updates
+
+    def _submit(self, deadline: float) -> None:
+        generation = self._generation
+        text = generation.model.text
+        for prompt, sampling in zip(generation.prompts, generation.samplings, strict=True):
+            number = len(self._opened)
+            wire_id = self._request_id if number == 0 else f"{self._request_id}-{number}"
+            request = Request(
+                wire_id, generation.model.card.name, prompt, generation.n, sampling, generation.priority
+            )
+            opened = self._link.open(request, deadline, self._wake)
+            self._opened.append(opened)
+            for journal in opened.stream.choices:
+                output = ChoiceOutput(
+                    journal,
+                    text.detokenizers.make(generation.skip_special_tokens),
+                    generation.stops,
+                    generation.include_stop,
+                    sampling.min_tokens,
+                )
+                self._choices.append(_Choice(len(self._choices), opened, output))
+
+    async def _until_admitted(self) -> None:
+        while not all(opened.stream.ever_admitted for opened in self._opened):
+            await self._sleep()
+            self._raise_failure()
+        self._meter.admitted(sum(map(len, self._generation.prompts)), self._generation.n)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        for opened in self._opened:
+            if opened.stream.error is not None:
+                raise opened.stream.error
+
+    def _collect(self) -> list[Update]:
+        """All that came since the last call, one update a choice."""
+        updates = []
+        now = time.monotonic()
+        for choice in self._choices:
+            output = choice.output
+            if output.finished or not output.unread:
+                continue
+            advance = output.advance()
+            if advance.kept_tokens is not None:
+                self._link.stop_choice(choice.opened, self._number(choice), advance.kept_tokens)
+            if advance.tokens:
+                choice.tokens += advance.tokens
+                self._meter.tokens(advance.tokens, now - choice.last_at if choice.last_at else None)
+                choice.last_at = now
+            if advance.text or output.finished:
+                updates.append(self._update(choice, advance.text))
+        return updates
+
+    def _number(self, choice: _Choice) -> int:
+        return choice.index % self._generation.n
+
+    def _update(self, choice: _Choice, text: str) -> Update:
+        journal = choice.output.journal
+        reason = journal.finish_reason if choice.output.finished else None
+        matched = choice.output.matched
+        fresh = journal.ids[choice.shown :]
+        choice.shown = choice.tokens
+        stop_token = journal.stop_token_id if journal.stop_token_id >= 0 else None
+        return Update(
+            choice=choice.index,
+            text=text,
+            ids=fresh,
+            usage=Usage(len(choice.opened.stream.request.prompt), choice.tokens, self._cached(choice.opened)),
+            finish_reason=reason,
+            matched=None if reason is None else (matched if matched is not None else stop_token),
+        )
+
+    def _cached(self, opened: OpenStream) -> int:
+        finished = opened.stream.last_finished
+        return 0 if finished is None else finished.cached_tokens
+
+    def _usage(self) -> Usage:
+        return Usage(
+            sum(map(len, self._generation.prompts)),
+            sum(choice.tokens for choice in self._choices),
+            sum(map(self._cached, self._opened)),
+        )
+
+    @property
+    def _complete(self) -> bool:
+        return all(choice.output.finished for choice in self._choices)
+
+    # writing
+
+    async def _write_stream(self, headers: Headers) -> None:
+        await self._send(
+            {"type": "http.response.start", "status": 200, "headers": [*EVENT_HEADERS, *headers]}
+        )
+        end = DONE
+        try:
+            await self._write(self._answer.first(len(self._choices)))
+            while not self._complete:
+                updates = self._collect()
+                if updates:
+                    await self._write(b"".join(map(self._answer.event, updates)))
+                    continue
+                self._raise_failure()
+                await self._sleep()
+                if time.monotonic() - self._quiet_since >= self._settings.keep_alive_seconds:
+                    await self._write(KEEP_ALIVE)
+            end = self._answer.last(self._usage()) + DONE
+        except ServiceError as error:
+            self._failure = error
+            log.warning("stream failed", request_id=self._request_id, code=error.code, reason=error.message)
+            end = b"data: %s\n\n%s" % (error_json(error), DONE)
+        await self._write(end, more=False)
+
+    async def _write(self, body: bytes, more: bool = True) -> None:
+        if not body and more:
+            return
+        self._sending_since = time.monotonic()
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        self._sending_since = None
+        self._quiet_since = time.monotonic()
+
+    async def _write_whole(self, headers: Headers) -> None:
+        pieces: list[list[Update]] = [[] for _ in self._choices]
+        while not self._complete:
+            updates = self._collect()
+            for update in updates:
+                pieces[update.choice].append(update)
+            if not updates:
+                self._raise_failure()
+                await self._sleep()
+        whole = [
+            updates[-1]._replace(
+                text="".join(update.text for update in updates), ids=choice.output.journal.ids
+            )
+            for choice, updates in zip(self._choices, pieces, strict=True)
+        ]
+        body = self._answer.whole(whole, self._usage())
+        self._sending_since = time.monotonic()
+        await send_answer(self._send, 200, [*JSON_HEADERS, *headers], body)
+
+    def _record_end(self) -> None:
+        """Measure and log how it went."""
+        finished = [opened.stream.last_finished for opened in self._opened]
+        reasons = [
+            (choice.output.journal.finish_reason or "") if choice.output.finished else self._failure_kind()
+            for choice in self._choices
+        ]
+        self._meter.ended(
+            self._usage(),
+            reasons,
+            [message.timings for message in finished if message is not None],
+            migrations=sum(opened.stream.migrations for opened in self._opened),
+        )
+
+    def _failure_kind(self) -> str:
+        return "abort" if self._stalled or isinstance(self._failure, ClientGoneError) else "error"

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from fake_scheduler import FakeScheduler, Script
+from gateway_process import GatewayProcess
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[FakeScheduler]:
+    fake = FakeScheduler()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture(scope="module")
+def shared_gateway(scheduler: FakeScheduler) -> Iterator[GatewayProcess]:
+    process = GatewayProcess(scheduler, "--max-body-bytes=65536", "--max-streams=8")
+    process.wait_ready()
+    yield process
+    code, log = process.stop()
+    assert code == 0, log
+    assert "Traceback" not in log, log
+
+
+@pytest.fixture
+def gateway(shared_gateway: GatewayProcess, scheduler: FakeScheduler) -> GatewayProcess:
+    """The module's gateway, with the scheduler's script as it is at first."""
+    scheduler.script = Script()
+    scheduler.seen.clear()
+    return shared_gateway

@@ -1,0 +1,59 @@
+"""Starts and stops a real gateway process for tests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import requests
+from fake_scheduler import FakeScheduler
+
+
+class GatewayProcess:
+    """A real gateway process in front of a fake scheduler."""
+
+    def __init__(self, scheduler: FakeScheduler, *flags: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "sfllm_gateway", f"--port={self.port}"),
+                f"--gateway-address={scheduler.gateway_address}",
+                f"--asset-address={scheduler.asset_address}",
+                *("--log-format=json", *flags),
+            ],
+            env={key: value for key, value in os.environ.items() if not key.startswith("SFLLM_")},
+            stderr=subprocess.PIPE,
+        )
+
+    def wait_ready(self, status: int = 200, timeout: float = 20) -> requests.Response:
+        """Poll `/ready` until it answers `status`."""
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                answer = requests.get(f"{self.url}/ready", timeout=5)
+                if answer.status_code == status:
+                    return answer
+            except requests.ConnectionError:
+                assert self.process.poll() is None, self.process.communicate()[1].decode()
+            assert time.monotonic() < end, "the gateway did not get ready"
+            time.sleep(0.02)
+
+    def metric(self, name: str) -> float:
+        """The sum over labels of a metric."""
+        text = requests.get(f"{self.url}/metrics", timeout=5).text
+        lines = [line for line in text.splitlines() if line.startswith(f"sfllm:{name}") and line[0] != "#"]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+    def stop(self) -> tuple[int, str]:
+        """Exit code and log after SIGTERM."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        log = self.process.communicate(timeout=20)[1].decode()
+        return self.process.returncode, log
