@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ class KVCache:
         self.block_size = block_size
         shape = (config.num_layers, 2, num_blocks, config.num_kv_heads, block_size, config.head_dim)
         # One allocation, so that copies of blocks are one operation; each layer's part is contiguous.
-        self._storage = torch.zeros(shape, dtype=dtype, device=device)
+        self._storage = _zeros(shape, dtype, torch.device(device))
         self.layers = [KVLayer(i, self._storage[i, 0], self._storage[i, 1]) for i in range(config.num_layers)]
 
     @property
@@ -85,3 +87,14 @@ class KVCache:
         """Clear blocks of all layers, so that non-finite values in them cannot reach a later owner."""
         if blocks:
             self._storage.index_fill_(2, torch.tensor(blocks, dtype=torch.int64, device=self.device), 0)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that cost nothing until they are used: on a CPU the kernel gives zeroed pages on first touch.
+
+    `torch.zeros` writes every byte, which for gigabytes takes seconds of the start.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(memory).view(dtype).view(shape)
