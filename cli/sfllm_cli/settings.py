@@ -155,9 +155,12 @@ class ChatSettings(ClientSettings, frozen=True, kw_only=True):
 
     system: Annotated[str | None, Meta(description="system message")] = None
     temperature: Annotated[
-        float | None, Meta(ge=0, le=2, description="sampling temperature; the model's own if unset")
+        Annotated[float, Meta(ge=0, le=2)] | None,
+        Meta(description="sampling temperature; the model's own if unset"),
     ] = None
-    max_tokens: Annotated[int | None, Meta(ge=1, description="most tokens of an answer")] = None
+    max_tokens: Annotated[Annotated[int, Meta(ge=1)] | None, Meta(description="most tokens of an answer")] = (
+        None
+    )
     seed: Annotated[int | None, Meta(description="the same seed gives the same answer")] = None
 
 
