@@ -1,0 +1,125 @@
+"""The scheduler's decisions as one function: an event and the time in, actions out."""
+
+from __future__ import annotations
+
+from sfllm.messages import (
+    Cancel,
+    GatewayBeat,
+    GatewayBye,
+    GatewayHello,
+    Submit,
+    WorkerBeat,
+    WorkerBye,
+    WorkerDraining,
+    WorkerFault,
+    WorkerFinished,
+    WorkerHello,
+    WorkerTokens,
+)
+from sfllm_scheduler.core import admission, leases, relay, routing
+from sfllm_scheduler.core.events import (
+    Action,
+    Event,
+    FromGateway,
+    FromWorker,
+    GatewayUnreachable,
+    ModelReady,
+    Tick,
+    WorkerUnreachable,
+)
+from sfllm_scheduler.core.integrity import check_integrity
+from sfllm_scheduler.core.state import PolicyValues, State
+
+
+class SchedulerCore:
+    """Queue, cohorts, credits, leases. `epoch` tells this scheduler's process start from others.
+
+    `now` is in seconds on a clock that never goes back. Messages change the tables and are
+    answered; `Tick`, due at the end of every turn of the caller's loop, grants what waits
+    (so that requests of one turn can form a cohort) and does what time brings.
+    """
+
+    def __init__(self, policy: PolicyValues, epoch: int) -> None:
+        self.state = State(policy, epoch)
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """What to do about `event`. Never raises for anything that a peer can send."""
+        match event:
+            case Tick():
+                self._tick(now)
+            case FromWorker():
+                self._from_worker(event, now)
+            case FromGateway():
+                self._from_gateway(event, now)
+            case GatewayUnreachable():
+                leases.gateway_lost(self.state, event.peer, "unreachable", now)
+            case WorkerUnreachable():
+                leases.worker_lost(self.state, event.peer, "unreachable", now)
+            case ModelReady():
+                self._model_ready(event)
+        actions, self.state.actions = self.state.actions, []
+        return actions
+
+    def check_integrity(self) -> None:
+        """Raise `InvariantError` when the tables contradict each other. Reads everything."""
+        check_integrity(self.state)
+
+    def _tick(self, now: float) -> None:
+        leases.sweep(self.state, now)
+        admission.reject_expired(self.state, now)
+        admission.reject_workerless(self.state, now)
+        routing.grant_all(self.state, now)
+        leases.send_beats(self.state, now)
+
+    def _from_gateway(self, event: FromGateway, now: float) -> None:
+        state, peer, message = self.state, event.peer, event.message
+        gateway = state.gateways.get(peer)
+        if gateway is not None:
+            gateway.heard = now
+        match message:
+            case GatewayHello():
+                leases.gateway_hello(state, peer, now)
+            case GatewayBeat() if gateway is None:
+                admission.answer_unknown_gateway(state, peer)
+            case GatewayBeat():
+                pass  # being heard was all
+            case Submit():
+                admission.submit(state, peer, message, event.arrays, now)
+            case Cancel():
+                admission.cancel(state, peer, message, now)
+            case GatewayBye():
+                leases.gateway_lost(state, peer, "bye", now)
+            case _:
+                raise TypeError(f"{type(message).__name__} is not a gateway's message")
+
+    def _from_worker(self, event: FromWorker, now: float) -> None:
+        state, message = self.state, event.message
+        if isinstance(message, WorkerHello):
+            leases.worker_hello(state, event.peer, message, now)
+            return
+        worker = state.workers.get(event.peer)
+        if worker is None or worker.lease != getattr(message, "lease", None):
+            state.record("dropped", kind=f"stale {type(message).__name__}", worker=event.peer.hex())
+            return
+        worker.heard = now
+        match message:
+            case WorkerTokens():
+                relay.tokens(state, worker, message, event.arrays)
+            case WorkerFinished():
+                relay.finished(state, worker, message, now)
+            case WorkerBeat():
+                leases.worker_beat(state, worker, message, now)
+            case WorkerFault():
+                relay.fault(state, worker, message, now)
+            case WorkerDraining():
+                leases.worker_draining(state, worker, now)
+            case WorkerBye():
+                leases.worker_lost(state, event.peer, "bye", now)
+            case _:
+                raise TypeError(f"{type(message).__name__} is not a worker's message")
+
+    def _model_ready(self, event: ModelReady) -> None:
+        model = self.state.models.get(event.card.name)
+        if model is not None and not model.assets_ready and model.card.assets == event.card.assets:
+            model.assets_ready = True
+            self.state.announce_models()

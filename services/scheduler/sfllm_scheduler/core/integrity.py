@@ -1,0 +1,60 @@
+"""The invariants of the tables, checked by looking at everything. For tests and idle moments."""
+
+from __future__ import annotations
+
+from sfllm_scheduler.core.state import HoldKey, InvariantError, Model, State, Worker
+
+
+def check_integrity(state: State) -> None:
+    """Raise `InvariantError` for the first contradiction between the tables."""
+    live = [request for gateway in state.gateways.values() for request in gateway.requests.values()]
+    waiting = [request for request in live if request.worker is None]
+    queued = sum(len(model.waiting) for model in state.models.values())
+    _require(len(waiting) == queued == state.waiting_count, "the queue and the gateways' tables differ")
+    _require(len(state.deadlines) == len(live), "a deadline is missing or too many")
+    for request in waiting:
+        _require(request in state.models[request.model].waiting, f"{request.key} waits nowhere")
+    for request in live:
+        if request.worker is not None:
+            holds = state.workers[request.worker].holds
+            hold = holds.get(HoldKey(request.key, request.submit.attempt))
+            _require(hold is not None and hold.request is request, f"{request.key} is held by nobody")
+    for worker in state.workers.values():
+        _check_worker(state, worker)
+    for model in state.models.values():
+        _check_model(model)
+    for peer, lease, key in state.reclaims:
+        known = state.workers.get(peer)
+        _require(known is not None and known.lease == lease and key in known.holds, "a reclaim of nothing")
+
+
+def _check_worker(state: State, worker: Worker) -> None:
+    name = worker.worker_id
+    holds = worker.holds.values()
+    _require(worker.used_slots == sum(hold.slots for hold in holds), f"{name}: slots do not add up")
+    _require(worker.used_kv_tokens == sum(hold.kv_tokens for hold in holds), f"{name}: cache does not add up")
+    _require(worker.free_slots >= 0 and worker.free_kv_tokens >= 0, f"{name}: over capacity")
+    for key, hold in worker.holds.items():
+        if hold.request is None:
+            _require((worker.peer, worker.lease, key) in state.reclaims, f"{name}: {key} is never let go")
+        else:
+            _require(state.find(key.key) is hold.request, f"{name} holds {key}, which is not live")
+
+
+def _check_model(model: Model) -> None:
+    name = model.card.name
+    _require((model.workerless_since is None) == bool(model.serving), f"{name}: workerless or not?")
+    total = 0
+    for group in model.waiting.in_order():
+        _require(bool(group.by_age), f"{name}: an empty priority class")
+        ranks = [request.rank for request in group.by_age]
+        _require(ranks == sorted(set(ranks)), f"{name}: ages out of order")
+        banded = sorted(request.rank for band in group.bands.values() for request in band)
+        _require(banded == ranks, f"{name}: bands and ages differ")
+        total += len(ranks)
+    _require(total == len(model.waiting), f"{name}: the queue's count is wrong")
+
+
+def _require(condition: bool, text: str) -> None:
+    if not condition:
+        raise InvariantError(text)

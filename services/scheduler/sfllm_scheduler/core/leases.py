@@ -1,0 +1,193 @@
+"""Who is there: hellos, beats, leases, silence and loss of gateways and workers.
+
+Every welcome of a worker makes a new lease; what was held under the older one is gone,
+and messages that still carry it are dropped.
+"""
+
+from __future__ import annotations
+
+from sfllm.messages import (
+    Drain,
+    GatewayWelcome,
+    ModelCard,
+    SchedulerBeat,
+    WorkerBeat,
+    WorkerHello,
+    WorkerWelcome,
+)
+from sfllm_scheduler.core.admission import interrupt
+from sfllm_scheduler.core.events import ForgetGateway, ForgetWorker, NeedAssets, ToGateway, ToWorker
+from sfllm_scheduler.core.state import MAX_MODELS, Gateway, Model, State, Worker
+
+IDLE_BEATS_BEFORE_INTERRUPT = 3
+"""Beats of a worker that says it holds nothing, until what was granted to it counts as never arrived."""
+
+
+def gateway_hello(state: State, peer: bytes, now: float) -> None:
+    """Open the link of a gateway. A repeated hello means that it starts over."""
+    known = state.gateways.get(peer)
+    if known is None:
+        state.gateways[peer] = Gateway(peer, now)
+        state.record("gateway_joined", gateway=peer.decode("ascii", "replace"))
+    policy = state.policy
+    state.to_gateway(peer, GatewayWelcome(state.epoch, policy.beat_seconds, policy.lease_seconds))
+    state.to_gateway(peer, state.models_message())
+    if known is not None:
+        known.heard = now
+        for request in list(known.requests.values()):
+            interrupt(state, request, "gateway_reconnected", "", now)
+
+
+def gateway_lost(state: State, peer: bytes, cause: str, now: float) -> None:
+    """Forget a gateway and cancel what it had."""
+    gateway = state.gateways.get(peer)
+    if gateway is None:
+        return
+    for request in list(gateway.requests.values()):
+        state.end(request, now)
+    del state.gateways[peer]
+    state.emit(ForgetGateway(peer))
+    state.record("gateway_lost", gateway=peer.decode("ascii", "replace"), cause=cause)
+
+
+def worker_hello(state: State, peer: bytes, message: WorkerHello, now: float) -> None:
+    """Give a worker a new lease; interrupt what it held under the older one."""
+    capacity = message.capacity
+    if min(capacity.slots, capacity.kv_tokens, capacity.step_tokens) < 1 or message.card.max_model_len < 2:
+        state.record("malformed", link="worker", peer=peer.decode("ascii", "replace"), error="no capacity")
+        return
+    _remove_worker(state, peer, "worker_rejoined", now)
+    worker = Worker(peer, message.worker_id, message.card, capacity, now)
+    state.last_lease += 1
+    worker.lease = state.last_lease
+    state.workers[peer] = worker
+    policy = state.policy
+    welcome = WorkerWelcome(state.epoch, worker.lease, policy.beat_seconds, policy.lease_seconds)
+    state.emit(ToWorker(peer, welcome))
+    model = _model_for(state, message.card, now)
+    if model is None:
+        worker.draining = True
+        state.emit(ToWorker(peer, Drain(worker.lease)))
+        state.record("worker_refused", worker=worker.worker_id, model=message.card.name)
+        return
+    model.workers[peer] = worker
+    model.workerless_since = None
+    model.recheck_at = now + policy.worker_wait_seconds
+    model.may_grant = True
+    state.emit(NeedAssets(peer, message.card))
+    state.record("worker_joined", worker=worker.worker_id, model=message.card.name, lease=worker.lease)
+    state.announce_models()
+
+
+def worker_beat(state: State, worker: Worker, message: WorkerBeat, now: float) -> None:
+    """Note that a worker is alive, and whether it holds what it was granted."""
+    if message.running or message.waiting or not worker.holds:
+        worker.idle_beats = 0
+        return
+    worker.idle_beats += 1
+    if worker.idle_beats >= IDLE_BEATS_BEFORE_INTERRUPT:
+        worker.idle_beats = 0
+        _interrupt_held(state, worker, "grant_lost", now)
+
+
+def worker_draining(state: State, worker: Worker, now: float) -> None:
+    """Grant this worker nothing more."""
+    if worker.draining:
+        return
+    worker.draining = True
+    state.record("worker_draining", worker=worker.worker_id)
+    _after_leaving(state, worker, now)
+
+
+def worker_lost(state: State, peer: bytes, cause: str, now: float) -> None:
+    """Forget a worker; what it held can be submitted again."""
+    worker = state.workers.get(peer)
+    if worker is None:
+        return
+    _remove_worker(state, peer, cause, now)
+    state.emit(ForgetWorker(peer))
+    state.record("worker_lost", worker=worker.worker_id, cause=cause)
+
+
+def send_beats(state: State, now: float) -> None:
+    """Beat to everybody, when it is time."""
+    if now < state.next_beat:
+        return
+    state.next_beat = now + state.policy.beat_seconds
+    beat = SchedulerBeat(state.epoch)
+    for peer in state.gateways:
+        state.emit(ToGateway(peer, beat))
+    for peer in state.workers:
+        state.emit(ToWorker(peer, beat))
+
+
+def sweep(state: State, now: float) -> None:
+    """Forget who has been silent for a lease, what was never let go, and what ended long ago."""
+    if now < state.next_sweep:
+        return
+    lease = state.policy.lease_seconds
+    state.next_sweep = now + min(lease, state.policy.beat_seconds) / 4
+    for peer in [peer for peer, worker in state.workers.items() if now - worker.heard > lease]:
+        worker_lost(state, peer, "silent", now)
+    for peer in [peer for peer, gateway in state.gateways.items() if now - gateway.heard > lease]:
+        gateway_lost(state, peer, "silent", now)
+    while state.reclaims and next(iter(state.reclaims.values())) + lease <= now:
+        (peer, _, key), _ = state.reclaims.popitem(last=False)
+        state.release(state.workers[peer], key)
+    while state.recent and next(iter(state.recent.values())).forget_at <= now:
+        state.recent.popitem(last=False)
+
+
+def _remove_worker(state: State, peer: bytes, cause: str, now: float) -> None:
+    worker = state.workers.get(peer)
+    if worker is None:
+        return
+    _interrupt_held(state, worker, cause, now)
+    del state.workers[peer]
+    model = state.models.get(worker.card.name)
+    if model is not None and model.workers.pop(peer, None) is not None:
+        _after_leaving(state, worker, now)
+        model.recheck_at = now + state.policy.worker_wait_seconds
+
+
+def _after_leaving(state: State, worker: Worker, now: float) -> None:
+    """Its model has a worker less that takes requests."""
+    model = state.models.get(worker.card.name)
+    if model is not None and model.workerless_since is None and not model.serving:
+        model.workerless_since = now
+    state.announce_models()
+
+
+def _interrupt_held(state: State, worker: Worker, cause: str, now: float) -> None:
+    """End all that a worker holds and take its credits back: it has none of it any more."""
+    for key in list(worker.holds):
+        request = state.release(worker, key)
+        if request is not None:
+            interrupt(state, request, cause, worker.worker_id, now)
+
+
+def _model_for(state: State, card: ModelCard, now: float) -> Model | None:
+    """The model's entry, made or updated; None when live workers serve other content by that name."""
+    model = state.models.get(card.name)
+    if model is None:
+        if not _make_place(state):
+            return None
+        model = state.models[card.name] = Model(card, now)
+    elif model.card != card:
+        same_content = (model.card.assets, model.card.vocab_size) == (card.assets, card.vocab_size)
+        if model.workers and not same_content:
+            return None
+        model.card = card
+        model.assets_ready = not card.assets or (model.assets_ready and same_content)
+    return model
+
+
+def _make_place(state: State) -> bool:
+    """Forget a model that nobody serves or waits for when the table is full."""
+    if len(state.models) < MAX_MODELS:
+        return True
+    for name, model in state.models.items():
+        if not model.workers and not len(model.waiting):
+            del state.models[name]
+            return True
+    return False

@@ -1,0 +1,58 @@
+"""From workers to gateways: tokens, ends of choices and faults, and the credits that return."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sfllm.errors import ErrorCode
+from sfllm.messages import Rejected, Tokens, WorkerFault, WorkerFinished, WorkerTokens
+from sfllm.token_batch import check_columns
+from sfllm.wire import Array, WireError
+from sfllm_scheduler.core.requests import Key
+from sfllm_scheduler.core.state import HoldKey, State, Worker
+
+_TOKENS = Tokens()
+
+
+def tokens(state: State, worker: Worker, message: WorkerTokens, arrays: Sequence[Array]) -> None:
+    """Pass one step's tokens on as they are; what is for a gateway that left is dropped."""
+    try:
+        check_columns(arrays)
+    except WireError as error:
+        state.record("malformed", link="worker", peer=worker.worker_id, error=str(error))
+        return
+    state.to_gateway(message.gateway, _TOKENS, tuple(arrays))
+
+
+def finished(state: State, worker: Worker, message: WorkerFinished, now: float) -> None:
+    """A choice ended; with the last one of a request, its credits return."""
+    end = message.finished
+    key = HoldKey(Key(message.gateway, end.handle), end.attempt)
+    hold = worker.holds.get(key)
+    if hold is None or end.choice not in hold.open_choices:
+        state.record("dropped", kind="finished", worker=worker.worker_id)
+        return
+    if hold.request is not None:
+        state.to_gateway(message.gateway, end)
+    hold.open_choices.discard(end.choice)
+    if hold.open_choices:
+        return
+    request = state.release(worker, key)
+    if request is not None:
+        state.end(request, now)
+        state.record("finished", request_id=request.submit.request_id, reason=end.reason)
+
+
+def fault(state: State, worker: Worker, message: WorkerFault, now: float) -> None:
+    """The worker could not serve a request: its gateway hears why, and the credits return."""
+    key = HoldKey(Key(message.gateway, message.handle), message.attempt)
+    if key not in worker.holds:
+        state.record("dropped", kind="fault", worker=worker.worker_id)
+        return
+    request = state.release(worker, key)
+    if request is None:
+        return
+    state.end(request, now)
+    code = message.code if message.code in set(ErrorCode) else ErrorCode.ENGINE_FAILURE
+    state.to_gateway(message.gateway, Rejected(message.handle, message.attempt, code, message.message))
+    state.record("rejected", request_id=request.submit.request_id, reason=code, message=message.message)

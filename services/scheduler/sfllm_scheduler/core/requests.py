@@ -1,0 +1,121 @@
+"""One request as the scheduler sees it: lengths, urgency and where it is. No text, no tensors."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from sfllm.messages import Submit
+from sfllm.wire import Array, as_array
+
+BAND_RATIO = 1.5
+FIRST_BAND_TOKENS = 16
+RESERVED_OUTPUT_TOKENS = 256
+"""Cache room set aside for the output of a choice; reserving all of `max_tokens` would leave
+most of the cache unused, since few requests use their whole allowance."""
+
+_BAND_ENDS = tuple(int(FIRST_BAND_TOKENS * BAND_RATIO**index) for index in range(40))
+
+
+def band_of(tokens: int) -> int:
+    """The length band of that many tokens: bands end at 16, 24, 36, 54, ... (a ratio of 1.5)."""
+    return bisect_left(_BAND_ENDS, tokens)
+
+
+def band_end(band: int) -> int:
+    """The most tokens that belong to a band; the last band has no end and gives the start instead."""
+    return _BAND_ENDS[min(band, len(_BAND_ENDS) - 1)]
+
+
+class Key(NamedTuple):
+    """Names a request in the whole system: the gateway's routing id and the gateway's number."""
+
+    gateway: bytes
+    handle: int
+
+
+class Rank(NamedTuple):
+    """A place in the order of arrival; `sequence` makes it unique. A retry keeps its first rank."""
+
+    arrival: float
+    sequence: int
+
+
+class Request:
+    """A live request: it waits (`worker` is None, the arrays are here) or runs (they are gone).
+
+    `tokens` counts what must be prefilled: the prompt and the tokens of earlier attempts.
+    `submitted` is when this attempt came, `rank` when the first one did. Times are in seconds.
+    """
+
+    __slots__ = ("band", "generated", "key", "model", "prompt", "rank", "submit", "submitted", "worker")
+
+    def __init__(
+        self, key: Key, submit: Submit, arrays: Sequence[Array], model: str, rank: Rank, now: float
+    ) -> None:
+        self.key = key
+        self.submit = submit
+        self.prompt, self.generated = arrays
+        self.model = model
+        self.rank = rank
+        self.submitted = now
+        self.band = band_of(self.tokens)
+        self.worker: bytes | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to prefill. Only while it waits."""
+        return len(self.prompt) + len(self.generated)
+
+    @property
+    def slots(self) -> int:
+        """Sequences that it takes on a worker."""
+        return len(self.submit.choices)
+
+    @property
+    def priority(self) -> int:
+        """Lower goes first."""
+        return self.submit.priority
+
+    @property
+    def least_kv_tokens(self) -> int:
+        """Cache without which it cannot run at all: everything so far and one more token a choice."""
+        return self.tokens + self.slots
+
+    @property
+    def kv_tokens(self) -> int:
+        """Cache to set aside for it."""
+        limit = self.submit.sampling.max_tokens
+        reserved = (
+            max(1, min(limit - count, RESERVED_OUTPUT_TOKENS)) for count in self.submit.generated_counts
+        )
+        return self.tokens + sum(reserved)
+
+    @property
+    def longest(self) -> int:
+        """Context length of its longest choice."""
+        return len(self.prompt) + max(self.submit.generated_counts)
+
+    def without_choice(self, choice: int) -> None:
+        """Forget one choice of a waiting request, and its tokens so far."""
+        index = self.submit.choices.index(choice)
+        counts = self.submit.generated_counts
+        start = sum(counts[:index])
+        kept = list(self.generated)
+        del kept[start : start + counts[index]]
+        self.generated = as_array("I", kept)
+        self.submit = msgspec.structs.replace(
+            self.submit,
+            choices=self.submit.choices[:index] + self.submit.choices[index + 1 :],
+            generated_counts=counts[:index] + counts[index + 1 :],
+        )
+
+    def drop_arrays(self) -> None:
+        """Free the token ids: they went to a worker, and a retry brings them again."""
+        self.prompt = self.generated = _EMPTY
+
+
+_EMPTY = as_array("I", ())

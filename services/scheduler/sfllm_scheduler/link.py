@@ -1,0 +1,102 @@
+"""One bound socket of the scheduler: messages in, messages out, and what may go wrong on either way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import structlog
+import zmq
+
+from sfllm.messages import Message
+from sfllm.sockets import OutboxFullError, PeerUnreachableError, RouterLink
+from sfllm.wire import Array, Decoded, WireError, decoder, encode
+
+log = structlog.get_logger()
+
+LOG_INTERVAL_SECONDS = 1.0
+
+
+class Link:
+    """Decodes what arrives and encodes what leaves. A malformed message is counted, logged and dropped."""
+
+    def __init__(
+        self,
+        name: str,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        kinds: Iterable[type[Message]],
+        count_malformed: Callable[[str], None],
+    ) -> None:
+        self.name = name
+        self._router = RouterLink(context, address)
+        self._decode = decoder(kinds)
+        self._count_malformed = count_malformed
+        self._next_log = 0.0
+        self._unlogged = 0
+
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """For polling."""
+        return self._router.socket
+
+    @property
+    def address(self) -> str:
+        """Where it is bound."""
+        return self._router.address
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether messages wait for a slow peer."""
+        return self._router.has_waiting
+
+    def receive(self, most: int, now: float) -> Iterator[tuple[bytes, Decoded]]:
+        """Up to `most` messages that are here now, each with the routing id of its sender."""
+        for _ in range(most):
+            received = self._router.receive()
+            if received is None:
+                return
+            peer, frames = received
+            try:
+                decoded = self._decode(frames)
+            except WireError as error:
+                self._malformed(peer, error, now)
+            else:
+                yield peer, decoded
+
+    def _malformed(self, peer: bytes, error: WireError, now: float) -> None:
+        """Count what a peer should not have sent, and log it unless that was done a moment ago."""
+        self._count_malformed(self.name)
+        if now < self._next_log:
+            self._unlogged += 1
+            return
+        log.warning(
+            "malformed message",
+            link=self.name,
+            peer=peer.decode("ascii", "replace"),
+            error=str(error),
+            unlogged=self._unlogged,
+        )
+        self._next_log = now + LOG_INTERVAL_SECONDS
+        self._unlogged = 0
+
+    def send(self, peer: bytes, message: Message, arrays: Iterable[Array] = ()) -> bool:
+        """Send now or soon; False when the peer is gone, or so slow that it counts as gone."""
+        try:
+            self._router.send(peer, encode(message, *arrays))
+        except (PeerUnreachableError, OutboxFullError) as error:
+            log.debug("cannot send", link=self.name, peer=peer.decode("ascii", "replace"), error=str(error))
+            self._router.forget(peer)
+            return False
+        return True
+
+    def flush(self) -> list[bytes]:
+        """Send what waits; returns peers that turned out to be gone."""
+        return self._router.flush()
+
+    def forget(self, peer: bytes) -> None:
+        """Drop what waits for a peer."""
+        self._router.forget(peer)
+
+    def close(self) -> None:
+        """Free the address."""
+        self._router.close()

@@ -1,0 +1,123 @@
+"""The scheduler's metrics and log lines, made from the core's records and tables."""
+
+from __future__ import annotations
+
+from collections import Counter as CountOf
+
+import structlog
+
+from sfllm.metrics import REQUEST_LATENCY_BUCKETS, Metrics
+from sfllm_scheduler.core.events import Record
+from sfllm_scheduler.core.requests import band_end
+from sfllm_scheduler.core.state import State
+
+log = structlog.get_logger()
+
+REFRESH_SECONDS = 0.5
+SPREAD_BUCKETS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0)
+
+_LEVELS = {
+    "rejected": "info",
+    "interrupted": "warning",
+    "worker_joined": "info",
+    "worker_draining": "info",
+    "worker_lost": "warning",
+    "worker_refused": "warning",
+    "gateway_joined": "info",
+    "gateway_lost": "info",
+}
+"""Everything else is for debugging."""
+
+
+class Observer:
+    """Turns records into log lines and measurements, and reads gauges from the tables now and then."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._running = metrics.gauge("num_requests_running", "Requests that workers hold.", ["model_name"])
+        self._waiting = metrics.gauge("num_requests_waiting", "Requests in the queue.", ["model_name"])
+        self._reasons = metrics.gauge(
+            "num_requests_waiting_by_reason", "Requests in the queue by what they wait for.", ["reason"]
+        )
+        self._bands = metrics.gauge(
+            "queue_depth", "Requests in the queue by the longest length of their band.", ["band"]
+        )
+        self._workers = metrics.gauge("workers", "Workers by state.", ["state"])
+        self._rejections = metrics.counter(
+            "admission_rejections_total", "Requests ended with an error by the scheduler.", ["reason"]
+        )
+        self._migrations = metrics.counter(
+            "request_migrations_total", "Attempts that were interrupted and may go on elsewhere.", ["cause"]
+        )
+        self._losses = metrics.counter("worker_losses_total", "Workers that went away.", ["cause"])
+        self._malformed = metrics.counter(
+            "malformed_messages_total", "Messages that were not what the link allows.", ["link"]
+        )
+        self._dropped = metrics.counter("stale_messages_total", "Late messages of workers, dropped.")
+        self._spread = metrics.histogram(
+            "batch_length_spread", "Longest over shortest prompt in a granted cohort.", SPREAD_BUCKETS
+        )
+        self._queue_time = metrics.histogram(
+            "request_queue_time_seconds", "Time in the queue.", REQUEST_LATENCY_BUCKETS, ["model_name"]
+        )
+        self._seen_bands: set[int] = set()
+        self._seen_models: set[str] = set()
+        self._next_refresh = 0.0
+
+    def count_malformed(self, link: str) -> None:
+        """A frame was not a message of that link."""
+        self._malformed.labels(link).inc()
+
+    def record(self, record: Record) -> None:
+        """Log and measure one record of the core."""
+        fields = record.fields
+        match record.event:
+            case "granted":
+                self._spread.observe(_number(fields["spread"]))
+                seconds = fields["queue_seconds"]
+                for value in seconds if isinstance(seconds, tuple) else ():
+                    self._queue_time.labels(str(fields["model"])).observe(value)
+            case "rejected":
+                self._rejections.labels(str(fields["reason"])).inc()
+            case "interrupted":
+                self._migrations.labels(str(fields["cause"])).inc()
+            case "worker_lost":
+                self._losses.labels(str(fields["cause"])).inc()
+            case "malformed":
+                self.count_malformed(str(fields["link"]))
+            case "dropped":
+                self._dropped.inc()
+        log.log(_LEVEL_NUMBERS[_LEVELS.get(record.event, "debug")], record.event.replace("_", " "), **fields)
+
+    def refresh(self, state: State, now: float) -> None:
+        """Read the gauges, at most twice a second: that is often enough for any scrape."""
+        if now < self._next_refresh:
+            return
+        self._next_refresh = now + REFRESH_SECONDS
+        reasons = {"capacity": 0, "no_worker": 0}
+        bands: CountOf[int] = CountOf()
+        for name, model in state.models.items():
+            self._waiting.labels(name).set(len(model.waiting))
+            held = sum(len(worker.holds) for worker in model.workers.values())
+            self._running.labels(name).set(held)
+            reasons["capacity" if model.serving else "no_worker"] += len(model.waiting)
+            for group in model.waiting.in_order():
+                bands.update({band: len(requests) for band, requests in group.bands.items()})
+        for reason, count in reasons.items():
+            self._reasons.labels(reason).set(count)
+        self._seen_bands |= set(bands)
+        for band in self._seen_bands:
+            self._bands.labels(str(band_end(band))).set(bands[band])
+        for name in self._seen_models - set(state.models):
+            self._waiting.remove(name)
+            self._running.remove(name)
+        self._seen_models = set(state.models)
+        draining = sum(worker.draining for worker in state.workers.values())
+        self._workers.labels("draining").set(draining)
+        self._workers.labels("serving").set(len(state.workers) - draining)
+
+
+_LEVEL_NUMBERS = {"debug": 10, "info": 20, "warning": 30}
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,181 @@
+"""The scheduler process: one synchronous loop around the pure core and three bound sockets."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+import zmq
+
+from sfllm.messages import ASSETS, GATEWAY_TO_SCHEDULER, WORKER_TO_SCHEDULER, Message
+from sfllm.metrics import Metrics
+from sfllm.settings import SchedulerSettings
+from sfllm_scheduler.assets import AssetRelay
+from sfllm_scheduler.core.core import SchedulerCore
+from sfllm_scheduler.core.events import (
+    Action,
+    Event,
+    ForgetGateway,
+    ForgetWorker,
+    FromGateway,
+    FromWorker,
+    GatewayUnreachable,
+    ModelReady,
+    NeedAssets,
+    Record,
+    Tick,
+    ToGateway,
+    ToWorker,
+    WorkerUnreachable,
+)
+from sfllm_scheduler.core.state import PolicyValues
+from sfllm_scheduler.link import Link
+from sfllm_scheduler.observe import Observer
+
+log = structlog.get_logger()
+
+MESSAGES_A_TURN = 256
+"""Taken from one link before the others get their turn."""
+
+IDLE_MILLISECONDS = 50
+FLUSH_MILLISECONDS = 2
+STALLED_SECONDS = 10.0
+
+
+class SchedulerService:
+    """Owns the sockets and the core from construction until `close`. Raises zmq.ZMQError if bound elsewhere.
+
+    Everything but `problem` is called from one thread.
+    """
+
+    def __init__(
+        self, settings: SchedulerSettings, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._observer = Observer(metrics)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.epoch = secrets.randbits(62)
+        self.core = SchedulerCore(policy_values(settings), self.epoch)
+        self._relay = AssetRelay()
+        self._links: list[Link] = []
+        try:
+            self.gateways = self._bind("gateway", settings.gateway_address, GATEWAY_TO_SCHEDULER)
+            self.workers = self._bind("worker", settings.worker_address, WORKER_TO_SCHEDULER)
+            self.assets = self._bind("asset", settings.asset_address, ASSETS)
+        except zmq.ZMQError:
+            self.close()
+            raise
+        self._poller = zmq.Poller()
+        for link in self._links:
+            self._poller.register(link.socket, zmq.POLLIN)
+        # Beats are sent by ticks, so a turn must not be longer than a fraction of their interval.
+        self._idle_milliseconds = max(1, min(IDLE_MILLISECONDS, int(settings.beat_seconds * 250)))
+        self._turned_at = clock()
+
+    def _bind(self, name: str, address: str, kinds: tuple[type[Message], ...]) -> Link:
+        try:
+            link = Link(name, self._context, address, kinds, self._observer.count_malformed)
+        except zmq.ZMQError as error:
+            log.error("cannot bind", link=name, address=address, error=str(error))
+            raise
+        self._links.append(link)
+        return link
+
+    def run(self, stopped: Callable[[], bool]) -> None:
+        """Turn until `stopped()`; it is asked at least every tenth of a second."""
+        while not stopped():
+            self.turn()
+
+    def turn(self) -> None:
+        """Wait a moment for messages, handle what came, let time pass, send."""
+        waiting = any(link.has_waiting for link in self._links)
+        self._poller.poll(FLUSH_MILLISECONDS if waiting else self._idle_milliseconds)
+        now = self._clock()
+        for peer, (message, arrays) in self.gateways.receive(MESSAGES_A_TURN, now):
+            self._handle(FromGateway(peer, message, arrays), now)
+        for peer, (message, arrays) in self.workers.receive(MESSAGES_A_TURN, now):
+            self._handle(FromWorker(peer, message, arrays), now)
+        for peer, (message, _) in self.assets.receive(MESSAGES_A_TURN, now):
+            self._send_assets(self._relay.handle(peer, message, now), now)
+        self._send_assets(self._relay.tick(now), now)
+        for card in self._relay.take_ready():
+            log.info("model ready", model=card.name, assets=len(card.assets))
+            self._handle(ModelReady(card), now)
+        self._handle(Tick(), now)
+        self._flush(now)
+        for failure in self._relay.failures:
+            log.warning("asset not pulled", reason=failure)
+        self._relay.failures.clear()
+        self._observer.refresh(self.core.state, now)
+        self._turned_at = now
+
+    def problem(self) -> str | None:
+        """Why this process cannot go on, or None. Any thread may ask."""
+        silent = self._clock() - self._turned_at
+        return f"the loop has not turned for {silent:.0f} s" if silent > STALLED_SECONDS else None
+
+    def close(self) -> None:
+        """Close the sockets. Peers notice by missing beats, and the next scheduler takes over."""
+        for link in self._links:
+            link.close()
+        self._context.term()
+
+    def _handle(self, event: Event, now: float) -> None:
+        """Give an event to the core and do what it says, and what follows from failures to do so."""
+        events: deque[Event] = deque([event])
+        while events:
+            for action in self.core.handle(events.popleft(), now):
+                failed = self._perform(action, now)
+                if failed is not None:
+                    events.append(failed)
+
+    def _perform(self, action: Action, now: float) -> Event | None:
+        match action:
+            case ToGateway():
+                if not self.gateways.send(action.peer, action.message, action.arrays):
+                    return GatewayUnreachable(action.peer)
+            case ToWorker():
+                if not self.workers.send(action.peer, action.message, action.arrays):
+                    return WorkerUnreachable(action.peer)
+            case Record():
+                self._observer.record(action)
+            case NeedAssets():
+                self._relay.want(action.card)
+            case ForgetGateway():
+                self.gateways.forget(action.peer)
+                self.assets.forget(action.peer)
+            case ForgetWorker():
+                self.workers.forget(action.peer)
+                self.assets.forget(action.peer)
+                self._send_assets(self._relay.forget(action.peer, now), now)
+        return None
+
+    def _send_assets(self, outgoing: list[tuple[bytes, Message]], now: float) -> None:
+        queue = deque(outgoing)
+        while queue:
+            peer, message = queue.popleft()
+            if not self.assets.send(peer, message):
+                queue.extend(self._relay.forget(peer, now))
+
+    def _flush(self, now: float) -> None:
+        for peer in self.gateways.flush():
+            self._handle(GatewayUnreachable(peer), now)
+        for peer in self.workers.flush():
+            self._handle(WorkerUnreachable(peer), now)
+        for peer in self.assets.flush():
+            self._send_assets(self._relay.forget(peer, now), now)
+
+
+def policy_values(settings: SchedulerSettings) -> PolicyValues:
+    """The part of the settings that the core decides by."""
+    return PolicyValues(
+        policy=settings.policy,
+        max_queue_requests=settings.max_queue_requests,
+        max_overtakes=settings.max_overtakes,
+        worker_wait_seconds=settings.worker_wait_seconds,
+        beat_seconds=settings.beat_seconds,
+        lease_seconds=settings.lease_seconds,
+    )
