@@ -30,7 +30,9 @@ class Supervisor:
     `probe` says why the stack is not ready (None: it is) and must return soon; `on_ready`
     is called once, when it is. `write` gets every line that the children print, with the
     name of the child. SIGINT, SIGTERM and SIGHUP stop the children in the order of their
-    `stop_rank`; after `grace_seconds` in all, or at a second signal, they are killed.
+    `stop_rank`; after `grace_seconds` in all, or at a second signal, they are killed. A
+    signal within `repeat_seconds` is the first one again: `timeout` and some init systems
+    signal the process and then its group.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Supervisor:
         on_ready: Callable[[], Awaitable[None]],
         write: Callable[[str, bytes], None],
         grace_seconds: float,
+        repeat_seconds: float = 0.5,
     ) -> None:
         self._specs = specs
         self._policy = policy
@@ -49,6 +52,8 @@ class Supervisor:
         self._on_ready = on_ready
         self._write = write
         self._grace_seconds = grace_seconds
+        self._repeat_seconds = repeat_seconds
+        self._signalled_at: float | None = None
         self._children: dict[str, Child] = {}
         self._last_ready_at: float | None = None
         self._failure: str | None = None
@@ -170,9 +175,12 @@ class Supervisor:
                 loop.remove_signal_handler(number)
 
     def _signalled(self, number: signal.Signals) -> None:
-        if self._stop.is_set():
-            self._kill.set()
+        now = asyncio.get_running_loop().time()
+        if self._signalled_at is not None:
+            if now - self._signalled_at >= self._repeat_seconds:
+                self._kill.set()
             return
+        self._signalled_at = now
         _log.info("stopping; a second signal ends it at once", signal=number.name)
         self._stop.set()
 

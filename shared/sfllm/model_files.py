@@ -58,7 +58,7 @@ def resolve_model(text: str, *, weights: bool = True) -> Path:
     Raises `ModelFilesError`.
     """
     path = Path(text).expanduser()
-    if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
+    if text and (path.is_dir() or (path.is_file() and path.suffix == ".gguf")):
         return path
     if path.is_file():
         raise ModelFilesError(f"{text} is neither a model directory nor a .gguf file")

@@ -27,7 +27,7 @@ def python(name: str, code: str, stop_rank: int = 0) -> ChildSpec:
 class Stack:
     """A supervisor that runs in this process, and what its children printed."""
 
-    def __init__(self, *specs: ChildSpec, grace_seconds: float = 10.0) -> None:
+    def __init__(self, *specs: ChildSpec, grace_seconds: float = 10.0, repeat_seconds: float = 0.0) -> None:
         self.lines: list[tuple[str, str]] = []
         self.problem: Problem = "not yet"
         self.ready = asyncio.Event()
@@ -39,6 +39,7 @@ class Stack:
             on_ready=self._on_ready,
             write=self._write,
             grace_seconds=grace_seconds,
+            repeat_seconds=repeat_seconds,
         )
         self.task = asyncio.create_task(self.supervisor.run())
 
@@ -125,6 +126,15 @@ async def test_a_second_signal_kills_at_once() -> None:
     os.kill(os.getpid(), signal.SIGINT)
     assert await stack.end() == 0
     assert psutil.Process().children() == []
+
+
+async def test_a_signal_that_is_sent_twice_at_once_still_drains() -> None:
+    stack = Stack(python("worker-0", DRAINS), repeat_seconds=1000)
+    await stack.printed("up")
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await stack.end() == 0
+    assert stack.lines[-1] == ("worker-0", "draining")
 
 
 async def test_the_last_line_of_a_process_is_kept_when_it_has_no_newline() -> None:
