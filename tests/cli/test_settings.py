@@ -1,0 +1,140 @@
+"""The settings of the commands: the document made from them, and what `serve` hands to each service."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from sfllm.config import parse
+from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
+from sfllm_cli.main import main
+from sfllm_cli.serve_plan import child_environment, child_specs, local_url
+from sfllm_cli.settings import AllServeSettings, ServicesSettings, known_settings, split
+from sfllm_cli.settings_docs import render
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "configuration.md"
+
+
+def settings(*flags: str, **variables: str) -> ServicesSettings:
+    return split(parse(AllServeSettings, prog="serve", description="", argv=flags, environ=variables))
+
+
+def test_the_configuration_document_is_current() -> None:
+    assert DOCUMENT.read_text(encoding="utf-8") == render(), "run: make docs"
+
+
+@pytest.mark.parametrize("command", ["serve", "chat", "bench", "pull"])
+def test_help_names_every_setting_with_its_variable(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    assert out.count("SFLLM_") >= out.count("\n  --") - 1
+
+
+def test_serve_takes_every_flag_of_every_service() -> None:
+    for cls in (GatewaySettings, SchedulerSettings, WorkerSettings):
+        assert set(cls.__struct_fields__) <= set(AllServeSettings.__struct_fields__)
+
+
+def test_the_commands_are_listed_and_a_misspelt_one_is_guessed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "sfllm COMMAND" in capsys.readouterr().out
+    assert main(["serv"]) == 2
+    assert "did you mean `sfllm serve`?" in capsys.readouterr().err
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out.startswith("sfllm 0.")
+
+
+def test_flag_variable_and_file_mean_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "sfllm.yaml"
+    file.write_text("workers: 2\nport: 9000\n")
+    from_file = settings("--config", str(file))
+    assert (from_file.serve.workers, from_file.gateway.port) == (2, 9000)
+    assert settings(SFLLM_WORKERS="2", SFLLM_PORT="9000") == from_file
+    assert settings("--workers=2", "--port=9000") == from_file
+    assert settings("--config", str(file), "--port=1", SFLLM_PORT="2").gateway.port == 1
+
+
+def test_a_file_for_serve_may_hold_settings_of_the_other_commands(tmp_path: Path) -> None:
+    file = tmp_path / "sfllm.yaml"
+    file.write_text("workers: 2\nconcurrency: 9\n")
+    arguments = ["--config", str(file)]
+    parsed = parse(AllServeSettings, prog="serve", description="", argv=arguments, known=known_settings())
+    assert parsed.workers == 2
+
+
+def test_each_process_gets_the_settings_it_shares_and_private_addresses(tmp_path: Path) -> None:
+    given = settings("--port=9000", "--workers=2", "--gateways=2", "--dtype=float32", "--policy=fcfs")
+    specs = {spec.name: spec for spec in child_specs(given, tmp_path, {}, cores=8)}
+    assert list(specs) == ["scheduler", "gateway-0", "gateway-1", "worker-0", "worker-1"]
+    gateway, worker, scheduler = (specs[name].command for name in ("gateway-1", "worker-1", "scheduler"))
+    assert gateway[:3] == (sys.executable, "-m", "sfllm_gateway")
+    assert "--port=9000" in gateway
+    assert "--dtype=float32" in worker
+    assert "--policy=fcfs" in scheduler
+    assert f"--worker-address=ipc://{tmp_path}/worker" in worker
+    assert f"--worker-address=ipc://{tmp_path}/worker" in scheduler
+    for command, cls in (
+        (gateway, GatewaySettings),
+        (worker, WorkerSettings),
+        (scheduler, SchedulerSettings),
+    ):
+        parse(cls, prog="", description="", argv=command[3:], environ={})
+
+
+def test_processes_stop_gateways_first_and_the_scheduler_last(tmp_path: Path) -> None:
+    specs = child_specs(settings(), tmp_path, {}, cores=2)
+    ranked = [spec.name for spec in sorted(specs, key=lambda spec: spec.stop_rank)]
+    assert ranked == ["gateway-0", "worker-0", "scheduler"]
+
+
+def test_several_workers_divide_the_cores_unless_told_otherwise(tmp_path: Path) -> None:
+    def threads(*flags: str) -> list[str]:
+        specs = child_specs(settings(*flags), tmp_path, {}, cores=8)
+        return [part for part in specs[-1].command if part.startswith("--threads")]
+
+    assert threads() == []
+    assert threads("--workers=3") == ["--threads=2"]
+    assert threads("--workers=20") == ["--threads=1"]
+    assert threads("--workers=3", "--threads=7") == ["--threads=7"]
+
+
+def test_admin_ports_follow_one_another(tmp_path: Path) -> None:
+    specs = child_specs(settings("--admin-port=9100", "--workers=2"), tmp_path, {}, cores=2)
+    ports = [next(part for part in spec.command if part.startswith("--admin-port")) for spec in specs]
+    assert ports == [f"--admin-port={port}" for port in (9100, 9101, 9102, 9103)]
+
+
+def test_a_variable_cannot_override_a_flag_in_a_service() -> None:
+    environment = child_environment({"SFLLM_PORT": "1", "SFLLM_CACHE_DIR": "/c", "PATH": "/bin"})
+    assert "SFLLM_PORT" not in environment
+    assert (environment["SFLLM_CACHE_DIR"], environment["PATH"]) == ("/c", "/bin")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:1"),
+        ("0.0.0.0", "http://127.0.0.1:1"),
+        ("::", "http://[::1]:1"),
+        ("example", "http://example:1"),
+    ],
+)
+def test_the_printed_address_is_one_that_this_machine_reaches(host: str, url: str) -> None:
+    assert local_url(host, 1) == url
+
+
+def test_a_port_that_is_taken_is_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port), "--load-format", "dummy"]) == 1
+    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_there_is_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "./nowhere", "--port", "0"]) == 1
+    assert "no model at './nowhere'" in capsys.readouterr().err
