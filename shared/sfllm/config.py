@@ -107,11 +107,18 @@ def to_arguments(settings: Settings, cls: type[Settings]) -> list[str]:
     return arguments
 
 
+class _SettingsFile(configargparse.YAMLConfigFileParser):  # type: ignore[misc] # it has no types
+    """YAML whose keys may be written like the flag or like the field, with `-` or with `_`."""
+
+    def parse(self, stream: Any) -> dict[str, Any]:
+        return {str(key).replace("_", "-"): value for key, value in super().parse(stream).items()}
+
+
 def _parser(cls: type[Settings], prog: str, description: str) -> configargparse.ArgParser:
     parser = configargparse.ArgParser(
         prog=prog,
         description=description,
-        config_file_parser_class=configargparse.YAMLConfigFileParser,
+        config_file_parser_class=_SettingsFile,
         ignore_unknown_config_file_keys=True,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=100),
         add_env_var_help=False,

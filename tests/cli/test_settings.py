@@ -59,6 +59,21 @@ def test_flag_variable_and_file_mean_the_same(tmp_path: Path) -> None:
     assert settings("--config", str(file), "--port=1", SFLLM_PORT="2").gateway.port == 1
 
 
+@pytest.mark.parametrize("key", ["max-queue-requests", "max_queue_requests"])
+def test_a_key_may_be_written_with_dashes_or_underscores(key: str, tmp_path: Path) -> None:
+    file = tmp_path / "sfllm.yaml"
+    file.write_text(f"{key}: 256\n")
+    assert settings("--config", str(file)).scheduler.max_queue_requests == 256
+
+
+def test_a_misspelt_key_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "sfllm.yaml"
+    file.write_text("max-que-requests: 256\n")
+    with pytest.raises(SystemExit):
+        settings("--config", str(file))
+    assert "unknown settings max-que-requests" in capsys.readouterr().err
+
+
 def test_a_file_for_serve_may_hold_settings_of_the_other_commands(tmp_path: Path) -> None:
     file = tmp_path / "sfllm.yaml"
     file.write_text("workers: 2\nconcurrency: 9\n")
