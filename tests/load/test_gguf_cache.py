@@ -121,7 +121,7 @@ def test_a_lock_that_stays_held_ends_in_an_error_instead_of_a_hang(
     monkeypatch.setattr(gguf_cache, "_LOCK_TIMEOUT_S", 0.0)
     target = converted(tiny_gguf, torch.float16, tmp_path)
     target.rename(tmp_path / "elsewhere")
-    with gguf_cache._locked(target.parent / f".{target.name}.lock"):
-        with pytest.raises(ModelLoadError, match="another process has held"):
-            converted(tiny_gguf, torch.float16, tmp_path)
+    lock = target.parent / f".{target.name}.lock"
+    with gguf_cache._locked(lock), pytest.raises(ModelLoadError, match="another process has held"):
+        converted(tiny_gguf, torch.float16, tmp_path)
     assert converted(tiny_gguf, torch.float16, tmp_path) == target
