@@ -7,14 +7,14 @@ from fake_scheduler import FakeScheduler, Script
 from gateway_process import GatewayProcess
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def scheduler() -> Iterator[FakeScheduler]:
     fake = FakeScheduler()
     yield fake
     fake.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shared_gateway(scheduler: FakeScheduler) -> Iterator[GatewayProcess]:
     process = GatewayProcess(scheduler, "--max-body-bytes=65536", "--max-streams=8")
     process.wait_ready()
@@ -26,7 +26,8 @@ def shared_gateway(scheduler: FakeScheduler) -> Iterator[GatewayProcess]:
 
 @pytest.fixture
 def gateway(shared_gateway: GatewayProcess, scheduler: FakeScheduler) -> GatewayProcess:
-    """The module's gateway, with the scheduler's script as it is at first."""
+    """the shared gateway, with the scheduler's script as it is at first."""
     scheduler.script = Script()
     scheduler.seen.clear()
+    scheduler.prompts.clear()
     return shared_gateway

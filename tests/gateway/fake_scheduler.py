@@ -128,6 +128,7 @@ class FakeScheduler:
         self.script = Script()
         self.models: tuple[ModelState, ...] = (ModelState(model_card(), 1),)
         self.seen: list[Message] = []
+        self.prompts: list[list[int]] = []
         self.epoch = id(self)
         self._changed = threading.Condition()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -135,7 +136,7 @@ class FakeScheduler:
         self._assets = RouterLink(self._context, asset_address or "tcp://127.0.0.1:*")
         self.gateway_address, self.asset_address = self._router.address, self._assets.address
         self._running: dict[tuple[bytes, int], _Running] = {}
-        self._gateways: set[bytes] = set()
+        self.gateways: set[bytes] = set()
         self._resumed = False
         self._forget = False
         self._announce = False
@@ -196,28 +197,29 @@ class FakeScheduler:
                 self._assets.send(peer, wire.encode(chunk_of(get.sha256, content, get.offset)))
             if self._forget:
                 self._forget = False
-                self._gateways.clear()
+                self.gateways.clear()
                 self._running.clear()
             if self._announce:
                 self._announce = False
-                for peer in self._gateways:
+                for peer in self.gateways:
                     self._send(peer, Models(self.models))
             for running in list(self._running.values()):
                 self._step(running)
 
     def _take(self, peer: bytes, message: Message, arrays: tuple[wire.Array, ...]) -> None:
         if isinstance(message, GatewayHello):
-            self._gateways.add(peer)
+            self.gateways.add(peer)
             self._send(peer, GatewayWelcome(self.epoch, 0.2, 1.0))
             self._send(peer, Models(self.models))
         elif isinstance(message, GatewayBye):
-            self._gateways.discard(peer)
-        elif peer not in self._gateways:
+            self.gateways.discard(peer)
+        elif peer not in self.gateways:
             self._send(peer, GatewayWelcome(self.epoch, 0.2, 1.0))
             return
         elif isinstance(message, GatewayBeat):
             self._send(peer, SchedulerBeat(self.epoch))
         elif isinstance(message, Submit):
+            self.prompts.append(list(arrays[0]))
             self._admit(peer, message, arrays)
         elif isinstance(message, Cancel):
             self._cancel(peer, message)
@@ -308,4 +310,4 @@ class FakeScheduler:
         try:
             self._router.send(peer, wire.encode(message, *arrays))
         except PeerUnreachableError:
-            self._gateways.discard(peer)
+            self.gateways.discard(peer)

@@ -13,13 +13,17 @@ import requests
 from fake_scheduler import FakeScheduler
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class GatewayProcess:
     """A real gateway process in front of a fake scheduler."""
 
     def __init__(self, scheduler: FakeScheduler, *flags: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = subprocess.Popen(
             [

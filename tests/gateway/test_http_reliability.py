@@ -1,0 +1,295 @@
+"""Lost workers, restarted schedulers, clients that leave, and the way out: against real processes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import requests
+from fake_scheduler import FakeScheduler, model_card
+from gateway_process import GatewayProcess
+from http_client import complete, error, events, finish_reasons, post, stream, text_of
+
+from sfllm.messages import Cancel, GatewayBye, ModelState, Submit
+
+COMPLETIONS = "/v1/completions"
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture
+def own_scheduler() -> Iterator[FakeScheduler]:
+    fake = FakeScheduler()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., GatewayProcess]]:
+    """Starts gateways that are stopped when the test ends."""
+    started: list[GatewayProcess] = []
+
+    def make(scheduler: FakeScheduler, *flags: str) -> GatewayProcess:
+        started.append(GatewayProcess(scheduler, *flags))
+        return started[-1]
+
+    yield make
+    for process in started:
+        process.process.kill()
+        process.process.communicate()
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
+
+
+def open_stream(gateway: GatewayProcess, **fields: object) -> tuple[requests.Response, Iterator[bytes]]:
+    """A stream after its first event with text."""
+    body = {"prompt": "x", "stream": True, "max_tokens": 26, **fields}
+    answer = requests.post(gateway.url + COMPLETIONS, json=body, stream=True, timeout=20)
+    assert answer.status_code == 200
+    lines = answer.iter_lines(chunk_size=1)
+    return answer, lines
+
+
+def rest(lines: Iterator[bytes]) -> list[dict[str, object]]:
+    found = [line[6:] for line in lines if line.startswith(b"data: ")]
+    assert found[-1] == b"[DONE]"
+    return [json.loads(line) for line in found[:-1]]
+
+
+@pytest.mark.parametrize("tokens_per_message", [1, 3])
+def test_a_stream_goes_on_where_a_lost_worker_left_it(
+    gateway: GatewayProcess, scheduler: FakeScheduler, tokens_per_message: int
+) -> None:
+    scheduler.script.tokens_per_message = tokens_per_message
+    scheduler.script.interrupt_at = [3, 9, 15]
+    chunks = stream(gateway, COMPLETIONS, prompt="x", max_tokens=26, n=2)
+    assert [text_of(chunks, index) for index in (0, 1)] == [ALPHABET, ALPHABET]
+    attempts = [message for message in scheduler.seen if isinstance(message, Submit)]
+    assert [message.attempt for message in attempts] == [0, 1, 2, 3]
+    assert attempts[1].generated_counts == (3, 3)
+    assert attempts[1].last_worker == "w-1"
+
+
+def test_a_request_that_keeps_losing_workers_fails_with_500(
+    gateway: GatewayProcess, scheduler: FakeScheduler
+) -> None:
+    scheduler.script.interrupt_at = [1, 2, 3, 4]
+    found = error(post(gateway, COMPLETIONS, {"prompt": "x"}), 500)
+    assert (found["type"], found["code"]) == ("server_error", "engine_failure")
+    scheduler.script.pause_at = 1
+    _, lines = open_stream(gateway)
+    first = next(lines)
+    scheduler.script.interrupt_at = [2, 3, 4, 5]
+    scheduler.resume()
+    *chunks, last = rest(itertools.chain([first], lines))
+    assert text_of(chunks) == "abcde"
+    assert last["error"]["code"] == "engine_failure"  # type: ignore[index]  # JSON of an error
+
+
+def test_repeated_tokens_are_delivered_once(gateway: GatewayProcess, scheduler: FakeScheduler) -> None:
+    scheduler.script.repeat_tokens = True
+    assert complete(gateway, prompt="x", max_tokens=26)["choices"][0]["text"] == ALPHABET
+
+
+def test_missing_tokens_are_asked_for_again(gateway: GatewayProcess, scheduler: FakeScheduler) -> None:
+    scheduler.script.skip_at = [4, 25]
+    answer = complete(gateway, prompt="x", max_tokens=26)
+    assert answer["choices"][0]["text"] == ALPHABET
+    assert {cancel.reason for cancel in scheduler.of(Cancel) if isinstance(cancel, Cancel)} == {"gap"}
+
+
+def test_a_submit_that_nobody_acknowledges_is_sent_again(
+    gateway: GatewayProcess, scheduler: FakeScheduler
+) -> None:
+    scheduler.script.ignore_submits = 1
+    assert complete(gateway, prompt="say:hi")["choices"][0]["text"] == "hi"
+    assert [message.attempt for message in scheduler.of(Submit) if isinstance(message, Submit)] == [0, 0]
+
+
+def test_a_scheduler_that_forgot_the_gateway_gets_its_requests_again(
+    gateway: GatewayProcess, scheduler: FakeScheduler
+) -> None:
+    scheduler.script.pause_at = 5
+    _, lines = open_stream(gateway)
+    scheduler.wait_for(Submit)
+    wait_until(lambda: gateway.metric("generation_tokens_total") > 0, "no token came")
+    scheduler.forget_gateways()
+    scheduler.wait_for(Submit, 2)
+    scheduler.resume()
+    chunks = rest(lines)
+    assert text_of(chunks) == ALPHABET
+    assert finish_reasons(chunks) == ["length"]
+
+
+def test_streams_survive_a_restarted_scheduler(start: Callable[..., GatewayProcess]) -> None:
+    first = FakeScheduler()
+    gateway = start(first)
+    gateway.wait_ready()
+    first.script.pause_at = 7
+    _, lines = open_stream(gateway)
+    wait_until(lambda: gateway.metric("generation_tokens_total") == 7, "no seven tokens")
+    first.close()
+    second = FakeScheduler(first.gateway_address, first.asset_address)
+    try:
+        assert text_of(rest(lines)) == ALPHABET
+        submit = second.of(Submit)[0]
+        assert isinstance(submit, Submit)
+        assert (submit.attempt >= 1, submit.generated_counts) == (True, (7,))
+        assert complete(gateway, prompt="say:new")["choices"][0]["text"] == "new"
+    finally:
+        second.close()
+
+
+def test_without_a_scheduler_new_requests_are_503_and_open_ones_wait(
+    start: Callable[..., GatewayProcess],
+) -> None:
+    first = FakeScheduler()
+    gateway = start(first)
+    gateway.wait_ready()
+    first.script.pause_at = 2
+    _, lines = open_stream(gateway)
+    wait_until(lambda: gateway.metric("generation_tokens_total") == 2, "no two tokens")
+    first.close()
+    assert error(gateway.wait_ready(503), 503)["message"] == "the scheduler cannot be reached"
+    answer = post(gateway, COMPLETIONS, {"prompt": "x"})
+    assert error(answer, 503)["type"] == "service_unavailable_error"
+    assert answer.headers["Retry-After"] == "1"
+    assert requests.get(f"{gateway.url}/health", timeout=5).status_code == 200
+    second = FakeScheduler(first.gateway_address, first.asset_address)
+    try:
+        assert text_of(rest(lines)) == ALPHABET
+        gateway.wait_ready()
+    finally:
+        second.close()
+
+
+def test_before_any_model_is_known_requests_are_503(
+    own_scheduler: FakeScheduler, start: Callable[..., GatewayProcess]
+) -> None:
+    own_scheduler.models = ()
+    gateway = start(own_scheduler)
+    wait_until(lambda: error(gateway.wait_ready(503), 503)["message"] == "no model is known", "no welcome")
+    answer = post(gateway, COMPLETIONS, {"prompt": "x"})
+    assert error(answer, 503)["message"] == "no model is being served yet"
+    assert answer.headers["Retry-After"] == "1"
+    assert requests.get(f"{gateway.url}/v1/models", timeout=5).json()["data"] == []
+    own_scheduler.set_models(ModelState(model_card(), 0))
+    wait_until(lambda: error(gateway.wait_ready(503), 503)["message"] == "no worker is there", "no model")
+    own_scheduler.set_models(ModelState(model_card(), 1), ModelState(model_card("other", ()), 1))
+    gateway.wait_ready()
+    assert error(post(gateway, COMPLETIONS, {"prompt": "x"}), 400)["param"] == "model"
+    assert complete(gateway, model="other", prompt="say:x")["model"] == "other"
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_client_that_leaves_cancels_everywhere(
+    gateway: GatewayProcess, scheduler: FakeScheduler, streaming: bool, n: int
+) -> None:
+    scheduler.script.pause_at = 4
+    before = gateway.metric("disconnected_clients_total")
+    body = {"prompt": "x", "stream": streaming, "n": n, "max_tokens": 400}
+    if streaming:
+        answer, lines = open_stream(gateway, n=n)
+        next(lines)
+        answer.close()
+    else:
+        with pytest.raises(requests.ReadTimeout):
+            requests.post(gateway.url + COMPLETIONS, json=body, timeout=0.3)
+    cancel = scheduler.wait_for(Cancel)[0]
+    assert isinstance(cancel, Cancel)
+    assert cancel.choice == -1
+    wait_until(lambda: not scheduler.running, "it still runs")
+    wait_until(lambda: gateway.metric("disconnected_clients_total") == before + 1, "not counted")
+    wait_until(lambda: gateway.metric("gateway_open_requests") == 0, "still open")
+
+
+def test_a_deadline_ends_a_request_that_nobody_finishes(
+    own_scheduler: FakeScheduler, start: Callable[..., GatewayProcess]
+) -> None:
+    gateway = start(own_scheduler, "--request-timeout-seconds=0.5", "--keep-alive-seconds=0.2")
+    gateway.wait_ready()
+    own_scheduler.script.pause_at = 2
+    answer = post(gateway, COMPLETIONS, {"prompt": "x", "stream": True})
+    assert events(answer)[-1]["error"]["code"] == "deadline_exceeded"
+    assert b": keep-alive\n\n" in answer.content
+    assert error(post(gateway, COMPLETIONS, {"prompt": "x"}), 504)["type"] == "timeout_error"
+    own_scheduler.wait_for(Cancel, 2)
+
+
+def test_forty_requests_at_once_each_get_their_own_text(
+    own_scheduler: FakeScheduler, start: Callable[..., GatewayProcess]
+) -> None:
+    gateway = start(own_scheduler)
+    gateway.wait_ready()
+
+    def ask(number: int) -> str:
+        if number % 2:
+            return text_of(stream(gateway, COMPLETIONS, prompt=f"say:text {number}"))
+        return str(complete(gateway, prompt=f"say:text {number}")["choices"][0]["text"])
+
+    with ThreadPoolExecutor(40) as pool:
+        assert list(pool.map(ask, range(40))) == [f"text {number}" for number in range(40)]
+    wait_until(lambda: gateway.metric("gateway_open_requests") == 0, "still open")
+
+
+def test_sigterm_lets_open_streams_finish_and_exits_with_0(
+    own_scheduler: FakeScheduler, start: Callable[..., GatewayProcess]
+) -> None:
+    gateway = start(own_scheduler)
+    gateway.wait_ready()
+    own_scheduler.script.pause_at = 3
+    _, lines = open_stream(gateway)
+    own_scheduler.wait_for(Submit)
+    gateway.process.send_signal(signal.SIGTERM)
+
+    def refuses() -> bool:
+        try:
+            return requests.get(f"{gateway.url}/ready", timeout=5).status_code == 503
+        except requests.ConnectionError:
+            return True
+
+    wait_until(refuses, "it still takes requests")
+    threading.Timer(0.2, own_scheduler.resume).start()
+    assert text_of(rest(lines)) == ALPHABET
+    assert gateway.process.wait(10) == 0
+    own_scheduler.wait_for(GatewayBye)
+
+
+def test_the_end_of_the_drain_time_ends_what_is_open_with_an_error(
+    own_scheduler: FakeScheduler, start: Callable[..., GatewayProcess]
+) -> None:
+    gateway = start(own_scheduler, "--drain-seconds=0.3")
+    gateway.wait_ready()
+    own_scheduler.script.pause_at = 3
+    _, lines = open_stream(gateway)
+    own_scheduler.wait_for(Submit)
+    gateway.process.send_signal(signal.SIGTERM)
+    last = rest(lines)[-1]
+    assert last["error"]["code"] == "service_unavailable"  # type: ignore[index]  # JSON of an error
+    assert gateway.process.wait(10) == 0
+    own_scheduler.wait_for(Cancel)
+
+
+def test_two_gateways_share_a_port(
+    own_scheduler: FakeScheduler, start: Callable[..., GatewayProcess]
+) -> None:
+    first = start(own_scheduler)
+    first.wait_ready()
+    second = start(own_scheduler, f"--port={first.port}")
+    wait_until(lambda: len(own_scheduler.gateways) == 2, "the second said no hello")
+    second.port, second.url = first.port, first.url
+    first.process.send_signal(signal.SIGTERM)
+    assert first.process.wait(10) == 0
+    second.wait_ready()
+    assert complete(second, prompt="say:x")["choices"][0]["text"] == "x"

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from array import array
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from sfllm.errors import ErrorCode
+from sfllm.messages import ALL_CHOICES, Cancel, Finished, Interrupted, Rejected, Sampling, Submit, Timings
+from sfllm_gateway.stream import Request, Stream
+
+LENGTH = 12
+
+
+def token(choice: int, index: int) -> int:
+    """The one true token of a position: whoever serves the request, it is this one."""
+    return 1000 * choice + index
+
+
+def new_stream(n: int = 2, max_attempts: int = 4) -> Stream:
+    sampling = Sampling(max_tokens=LENGTH, seed=1)
+    return Stream(7, Request("r", "m", array("I", [1, 2]), n, sampling), max_attempts)
+
+
+def finished(attempt: int, choice: int, count: int, reason: str = "length") -> Finished:
+    return Finished(7, attempt, choice, reason, -1, 2, 0, count, Timings())
+
+
+class Network(RuleBasedStateMachine):
+    """Workers of several attempts whose messages come late, twice, out of order or never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = new_stream(max_attempts=1000)
+
+    @rule(
+        age=st.integers(0, 2), choice=st.integers(0, 3), start=st.integers(0, LENGTH), count=st.integers(0, 6)
+    )
+    def tokens_arrive(self, age: int, choice: int, start: int, count: int) -> None:
+        attempt = self.stream.attempt - age
+        if attempt < 0:
+            return
+        ids = [token(choice, index) for index in range(start, min(start + count, LENGTH + 3))]
+        if not self.stream.on_tokens(attempt, choice, start, ids):
+            assert attempt == self.stream.attempt
+            assert start > len(self.stream.choices[choice].ids)
+            self.stream.next_attempt()
+
+    @rule(choice=st.integers(0, 1), count=st.integers(1, 4))
+    def the_worker_goes_on(self, choice: int, count: int) -> None:
+        start = len(self.stream.choices[choice].ids)
+        ids = [token(choice, index) for index in range(start, start + count)]
+        assert self.stream.on_tokens(self.stream.attempt, choice, start, ids)
+
+    @rule(age=st.integers(0, 2), choice=st.integers(0, 1), count=st.integers(0, LENGTH))
+    def a_choice_finishes(self, age: int, choice: int, count: int) -> None:
+        before = self.stream.choices[choice].finish_reason
+        known = self.stream.on_finished(finished(self.stream.attempt - age, choice, count, "stop"))
+        if not known:
+            assert count > len(self.stream.choices[choice].ids)
+            self.stream.next_attempt()
+        elif age and before is None:
+            assert self.stream.choices[choice].finish_reason is None
+
+    @rule(age=st.integers(0, 2))
+    def the_worker_is_lost(self, age: int) -> None:
+        if self.stream.on_interrupted(Interrupted(7, self.stream.attempt - age, "lost", "w")):
+            assert age == 0
+            self.stream.next_attempt()
+
+    @precondition(lambda self: not self.stream.ended)
+    @rule()
+    def the_scheduler_restarts(self) -> None:
+        self.stream.next_attempt(counts=False)
+
+    @invariant()
+    def every_token_is_journalled_once_and_in_order(self) -> None:
+        for number, choice in enumerate(self.stream.choices):
+            assert list(choice.ids) == [token(number, index) for index in range(len(choice.ids))]
+            assert len(choice.ids) <= LENGTH
+
+    @invariant()
+    def a_submission_says_what_is_here(self) -> None:
+        message, (prompt, so_far) = self.stream.submit(1000)
+        assert isinstance(message, Submit)
+        open_choices = [i for i, choice in enumerate(self.stream.choices) if choice.finish_reason is None]
+        assert list(message.choices) == open_choices
+        assert list(prompt) == [1, 2]
+        assert list(so_far) == [t for i in open_choices for t in self.stream.choices[i].ids]
+
+
+TestNetwork = Network.TestCase
+TestNetwork.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+def test_the_attempts_that_workers_may_lose_are_bounded() -> None:
+    stream = new_stream(max_attempts=3)
+    for attempt in range(2):
+        assert stream.on_interrupted(Interrupted(7, attempt, "lost", "w"))
+        assert stream.next_attempt()
+    assert not stream.next_attempt()
+    assert stream.error is not None
+    assert stream.error.code is ErrorCode.ENGINE_FAILURE
+    assert stream.ended
+
+
+def test_restarts_of_the_scheduler_do_not_use_up_attempts() -> None:
+    stream = new_stream(max_attempts=1)
+    assert all(stream.next_attempt(counts=False) for _ in range(5))
+    assert stream.attempt == 5
+
+
+def test_a_choice_with_all_its_tokens_needs_no_worker_to_end() -> None:
+    stream = new_stream(n=1)
+    stream.on_tokens(0, 0, 0, list(range(LENGTH)))
+    assert not stream.next_attempt()
+    assert stream.choices[0].finish_reason == "length"
+    assert stream.error is None
+
+
+def test_the_next_attempt_avoids_the_worker_that_was_lost() -> None:
+    stream = new_stream()
+    stream.on_interrupted(Interrupted(7, 0, "lost", "w-9"))
+    stream.next_attempt()
+    message = stream.submit(1000).message
+    assert isinstance(message, Submit)
+    assert message.last_worker == "w-9"
+
+
+@pytest.mark.parametrize(("ended", "expected"), [((), 0), ((1,), ALL_CHOICES)])
+def test_a_stop_string_cancels_one_choice_and_the_last_one_cancels_all(
+    ended: tuple[int, ...], expected: int
+) -> None:
+    stream = new_stream()
+    for choice in ended:
+        stream.on_finished(finished(0, choice, 0, "stop"))
+    stream.on_tokens(0, 0, 0, [0, 1, 2])
+    outgoing = stream.stop_choice(0, kept_tokens=2)
+    assert outgoing is not None
+    assert outgoing.message == Cancel(7, 0, expected, "stop")
+    assert list(stream.choices[0].ids) == [0, 1]
+
+
+def test_a_stop_string_in_the_last_tokens_goes_before_length() -> None:
+    stream = new_stream(n=1)
+    stream.on_tokens(0, 0, 0, list(range(LENGTH)))
+    stream.on_finished(finished(0, 0, LENGTH))
+    assert stream.stop_choice(0, kept_tokens=LENGTH) is None
+    assert stream.choices[0].finish_reason == "stop"
+
+
+def test_an_aborted_choice_is_taken_up_again() -> None:
+    assert not new_stream().on_finished(finished(0, 0, 0, "abort"))
+
+
+@given(st.text())
+def test_a_rejection_with_any_code_becomes_an_error(code: str) -> None:
+    stream = new_stream()
+    stream.on_rejected(Rejected(7, 0, code, "no", 2.0))
+    assert stream.error is not None
+    assert stream.ended
+
+
+def test_the_first_end_wins() -> None:
+    stream = new_stream(n=1)
+    stream.on_finished(finished(0, 0, 0, "stop"))
+    stream.on_rejected(Rejected(7, 0, "engine_failure", "late"))
+    assert stream.error is None
