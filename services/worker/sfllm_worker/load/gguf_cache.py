@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -57,7 +58,7 @@ def converted(path: Path, dtype: torch.dtype, cache: Path | None = None) -> Path
         with _locked(parent / f".{key}.lock"):
             if not target.is_dir():
                 _convert_into(path, dtype, target)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ModelLoadError(f"cannot write the converted model to {target}: {error}") from error
     return target
 
