@@ -15,17 +15,24 @@ class DrainRate:
     def __init__(self) -> None:
         self._weight = 0.0
         self._at = 0.0
+        self._since: float | None = None
 
     def add(self, grants: int, now: float) -> None:
         """Count requests that left the queue for a worker."""
         self._weight = self._decayed(now) + grants
         self._at = now
+        if self._since is None:
+            self._since = now
 
     def retry_after(self, waiting: int, now: float) -> float:
         """Whole seconds until a queue of that many will be about empty, between 1 and 60."""
-        rate = self._decayed(now) / WINDOW_SECONDS
-        if rate < 0.01:
+        if self._since is None:
             return UNKNOWN_RETRY_SECONDS
+        # In its first seconds the window is not full yet; dividing by all of it would understate the rate.
+        window = WINDOW_SECONDS * (1.0 - exp((self._since - now - 1.0) / WINDOW_SECONDS))
+        rate = self._decayed(now) / window
+        if rate < 0.01:
+            return LONGEST_RETRY_SECONDS
         return float(min(max(ceil(waiting / rate), 1), LONGEST_RETRY_SECONDS))
 
     def _decayed(self, now: float) -> float:

@@ -1,0 +1,213 @@
+"""Which requests go together, to which worker, and who may pass whom."""
+
+from __future__ import annotations
+
+import pytest
+from core_driver import Driver, card
+
+from sfllm.messages import Interrupted
+from sfllm_scheduler.core.requests import BAND_RATIO, band_end, band_of
+
+
+def test_bands_grow_by_their_ratio_and_hold_every_length() -> None:
+    assert band_of(1) == band_of(16) == 0
+    assert band_of(17) == 1
+    for tokens in range(1, 5000):
+        assert tokens <= band_end(band_of(tokens))
+        assert band_of(tokens) <= band_of(tokens + 1)
+    assert all(band_end(band) < band_end(band + 1) <= band_end(band) * BAND_RATIO + 1 for band in range(30))
+    assert band_of(10**9) == band_of(10**10)
+
+
+def test_requests_of_a_band_go_together_before_those_of_other_bands(driver: Driver) -> None:
+    worker = driver.worker(slots=3, step_tokens=4096)
+    long, short, long_too, short_too, long_three = (driver.submit(n) for n in (200, 10, 190, 12, 210))
+    driver.tick()
+    assert driver.grants(worker) == [[long, long_too, long_three]]
+    for handle in (long, long_too, long_three):
+        driver.finish(worker, handle)
+    driver.tick()
+    assert driver.grants(worker)[1] == [short, short_too]
+
+
+def test_a_cohort_widens_to_the_nearest_bands_while_slots_are_free(driver: Driver) -> None:
+    worker = driver.worker(slots=3, step_tokens=4096)
+    anchor, _far, near, same = (driver.submit(n) for n in (100, 900, 150, 101))
+    driver.tick()
+    assert driver.grants(worker) == [[anchor, same, near]]
+
+
+def test_a_cohort_ends_at_the_step_budget_and_the_next_one_follows(driver: Driver) -> None:
+    worker = driver.worker(slots=8, step_tokens=64)
+    handles = [driver.submit(30) for _ in range(5)]
+    driver.tick()
+    assert driver.grants(worker) == [handles[:2], handles[2:4], handles[4:]]
+
+
+def test_a_prompt_longer_than_the_step_budget_still_goes(driver: Driver) -> None:
+    worker = driver.worker(step_tokens=64)
+    handle = driver.submit(1000)
+    driver.tick()
+    assert driver.grants(worker) == [[handle]]
+
+
+def test_first_come_first_served_takes_requests_in_order_whatever_their_length() -> None:
+    driver = Driver(policy="fcfs")
+    driver.gateway()
+    worker = driver.worker(slots=3, step_tokens=4096)
+    handles = [driver.submit(n) for n in (200, 10, 190, 12, 210)]
+    driver.tick()
+    assert driver.grants(worker) == [handles[:3]]
+
+
+def test_first_come_first_served_lets_nobody_pass_one_that_does_not_fit_yet() -> None:
+    driver = Driver(policy="fcfs")
+    driver.gateway()
+    worker = driver.worker(kv_tokens=600)
+    first, large, small = driver.submit(300), driver.submit(400), driver.submit(10)
+    driver.tick()
+    assert driver.grants(worker) == [[first]]
+    driver.finish(worker, first)
+    driver.tick()
+    assert driver.grants(worker)[1:] == [[large, small]]
+
+
+def test_a_higher_priority_goes_first(driver: Driver) -> None:
+    worker = driver.worker(slots=1)
+    driver.submit(priority=0)
+    later = driver.submit(priority=-1)
+    driver.tick()
+    assert driver.grants(worker) == [[later]]
+
+
+def test_lower_priorities_fill_what_higher_ones_leave(driver: Driver) -> None:
+    worker = driver.worker(slots=3, step_tokens=4096)
+    low, lower, high = driver.submit(10), driver.submit(10, priority=5), driver.submit(500, priority=-5)
+    driver.tick()
+    assert driver.grants(worker) == [[high, low, lower]]
+
+
+@pytest.mark.parametrize("bound", [0, 1, 3])
+def test_a_request_is_passed_no_more_often_than_the_bound(bound: int) -> None:
+    driver = Driver(max_overtakes=bound)
+    driver.gateway()
+    worker = driver.worker(slots=1, kv_tokens=600)
+    first = driver.submit(10)
+    driver.tick()
+    anchor = driver.submit(100)
+    waiting = driver.submit(3000 // 8)  # another band than everything that follows
+    others = [driver.submit(100) for _ in range(8)]
+    order = []
+    for handle in [first, anchor]:
+        driver.finish(worker, handle)
+        driver.tick()
+    while driver.state_of(worker).holds:
+        (key,) = driver.state_of(worker).holds
+        order.append(key.key.handle)
+        driver.finish(worker, key.key.handle)
+        driver.tick()
+    assert order.index(waiting) <= bound
+    assert set(order) == {waiting, *others}
+
+
+def test_requests_that_fit_pass_a_large_one_until_the_bound_and_then_wait_for_it() -> None:
+    driver = Driver(max_overtakes=2)
+    driver.gateway()
+    worker = driver.worker(slots=8, kv_tokens=600)
+    running = driver.submit(300)
+    driver.tick()
+    large = driver.submit(400)
+    small = [driver.submit(10) for _ in range(4)]
+    driver.tick()
+    assert driver.grants(worker) == [[running], small[:2]]
+    for handle in (running, *small[:2]):
+        driver.finish(worker, handle)
+    driver.tick()
+    assert driver.grants(worker)[2] == [large, *small[2:]]
+
+
+def test_a_burst_is_spread_over_workers(driver: Driver) -> None:
+    workers = [driver.worker(name, slots=8) for name in ("A", "B")]
+    for _ in range(6):
+        driver.submit(20)
+    driver.tick()
+    assert [sum(map(len, driver.grants(worker))) for worker in workers] == [3, 3]
+
+
+def test_the_less_loaded_worker_is_chosen(driver: Driver) -> None:
+    busy = driver.worker("A", slots=4)
+    driver.submit()
+    driver.tick()
+    idle = driver.worker("B", slots=4)
+    handle = driver.submit()
+    driver.tick()
+    assert driver.grants(idle) == [[handle]]
+    assert len(driver.grants(busy)) == 1
+
+
+def test_a_retry_avoids_its_last_worker_while_another_has_room(driver: Driver) -> None:
+    last = driver.worker("last", slots=8)
+    driver.submit(gateway=b"g-1")
+    driver.tick()
+    other = driver.worker("other", slots=8)
+    for _ in range(5):
+        driver.submit()
+    driver.tick()
+    before = len(driver.grants(other))
+    handle = driver.submit(attempt=1, last_worker="other")
+    driver.tick()
+    assert driver.grants(last)[-1] == [handle]
+    assert len(driver.grants(other)) == before
+
+
+def test_a_retry_goes_to_its_last_worker_when_no_other_has_room(driver: Driver) -> None:
+    worker = driver.worker("only")
+    handle = driver.submit(attempt=1, last_worker="only")
+    driver.tick()
+    assert driver.grants(worker) == [[handle]]
+
+
+def test_a_retried_request_keeps_its_place(driver: Driver) -> None:
+    worker = driver.worker(slots=1)
+    first, _second = driver.submit(), driver.submit()
+    driver.tick()
+    driver.leave(worker)
+    assert [i.handle for i in driver.to_gateway(Interrupted)] == [first]
+    driver.now += 1.0
+    driver.submit(handle=first, attempt=1)
+    worker = driver.worker("W2", slots=1)
+    driver.tick()
+    assert driver.grants(worker) == [[first]]
+
+
+def test_a_choice_takes_a_slot_and_its_reserve(driver: Driver) -> None:
+    worker = driver.worker(slots=4, kv_tokens=1000)
+    driver.submit(100, choices=(0, 1, 2), max_tokens=50)
+    driver.tick()
+    assert driver.state_of(worker).used_slots == 3
+    assert driver.state_of(worker).used_kv_tokens == 100 + 3 * 50
+
+
+def test_models_have_queues_of_their_own(driver: Driver) -> None:
+    one = driver.worker("A", slots=1, model=card("one"))
+    two = driver.worker("B", slots=1, model=card("two"))
+    first, _ = driver.submit(model="one"), driver.submit(model="one")
+    other = driver.submit(model="two")
+    driver.tick()
+    assert (driver.grants(one), driver.grants(two)) == ([[first]], [[other]])
+
+
+def test_a_small_worker_does_not_idle_behind_a_request_that_only_a_large_one_could_run() -> None:
+    driver = Driver(max_overtakes=1)
+    driver.gateway()
+    large = driver.worker("large", slots=1, kv_tokens=4000)
+    small = driver.worker("small", slots=1, kv_tokens=200)
+    driver.submit(1000)
+    driver.tick()
+    driver.submit(1000)
+    handles = [driver.submit(10) for _ in range(4)]
+    for handle in handles:
+        driver.tick()
+        assert driver.grants(small)[-1] == [handle]
+        driver.finish(small, handle)
+    assert len(driver.grants(large)) == 1
