@@ -1,0 +1,72 @@
+"""A base image without a registry: Debian with Python, made here, that trusts what this machine trusts."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from docker_engine import Engine, EngineUnavailableError
+
+NAME = "sfllm-test-base"
+ROOT = Path(__file__).parents[2]
+_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+
+
+def make_base_image(engine: Engine, directory: Path) -> str:
+    """Import the image and return its name. Raises `EngineUnavailableError`."""
+    if shutil.which("mmdebstrap") is None:
+        raise EngineUnavailableError(
+            "there is no mmdebstrap to make a base image with (apt install mmdebstrap)"
+        )
+    rootfs, pip_conf = directory / "rootfs.tar", directory / "pip.conf"
+    pip_conf.write_text(f"[global]\ncert = {_CERTIFICATES}\n")
+    command = [
+        *("mmdebstrap", "--variant=minbase", "--include=python3,python3-pip,python3-venv,ca-certificates"),
+        # A machine behind a proxy trusts its certificate; so must pip in the image.
+        f"--customize-hook=copy-in {_CERTIFICATES} /etc/ssl/certs",
+        f"--customize-hook=copy-in {pip_conf} /etc",
+        *("bookworm", str(rootfs)),
+    ]
+    made = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    if made.returncode != 0:
+        raise EngineUnavailableError(f"mmdebstrap cannot make a base image:\n{made.stderr[-1500:]}")
+    engine.run("import", str(rootfs), NAME, seconds=300)
+    rootfs.unlink()
+    return NAME
+
+
+@contextmanager
+def torch_wheel_served(directory: Path) -> Iterator[str]:
+    """The address of a page that links the torch wheel which this machine's pip chooses.
+
+    An image build then uses the same one: for the CPU alone, if that is what is set up here.
+    """
+    wanted = re.search(r"^torch==\S+$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert wanted is not None
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--python-version", "3.11"]
+    subprocess.run(
+        [*command, "--only-binary=:all:", "--dest", str(directory), wanted[0]], timeout=900, check=True
+    )
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
+            pass
+
+    handler = functools.partial(Handler, directory=str(directory))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)

@@ -1,0 +1,37 @@
+"""System tests: run by `make test-system`, skipped with the reason everywhere else."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from docker_engine import Engine, EngineUnavailableError, engine
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """A bare `pytest` must not start a Docker engine."""
+    if "system" in (config.option.markexpr or ""):
+        return
+    for item in items:
+        if item.get_closest_marker("system"):
+            item.add_marker(pytest.mark.skip(reason="a system test: make test-system runs it"))
+
+
+@pytest.fixture(scope="session")
+def docker_directory() -> Iterator[Path]:
+    """A folder with a short name, as socket files need, for gigabytes of images."""
+    directory = Path(tempfile.mkdtemp(prefix="sfllm-docker-"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def docker(docker_directory: Path) -> Iterator[Engine]:
+    try:
+        with engine(docker_directory) as running:
+            yield running
+    except EngineUnavailableError as error:
+        pytest.skip(f"NO CONTAINERS WERE TESTED: {error}")
