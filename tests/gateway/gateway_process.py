@@ -7,7 +7,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import requests
 from fake_scheduler import FakeScheduler
@@ -25,6 +27,8 @@ class GatewayProcess:
     def __init__(self, scheduler: FakeScheduler, *flags: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        # To a file: a pipe that nobody reads would stop the process one day.
+        descriptor, self._log_path = tempfile.mkstemp(suffix=".log")
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "sfllm_gateway", f"--port={self.port}"),
@@ -33,8 +37,10 @@ class GatewayProcess:
                 *("--log-format=json", *flags),
             ],
             env={key: value for key, value in os.environ.items() if not key.startswith("SFLLM_")},
-            stderr=subprocess.PIPE,
+            stderr=descriptor,
         )
+
+        os.close(descriptor)
 
     def wait_ready(self, status: int = 200, timeout: float = 20) -> requests.Response:
         """Poll `/ready` until it answers `status`."""
@@ -45,7 +51,7 @@ class GatewayProcess:
                 if answer.status_code == status:
                     return answer
             except requests.ConnectionError:
-                assert self.process.poll() is None, self.process.communicate()[1].decode()
+                assert self.process.poll() is None, self.log()
             assert time.monotonic() < end, "the gateway did not get ready"
             time.sleep(0.02)
 
@@ -59,5 +65,8 @@ class GatewayProcess:
         """Exit code and log after SIGTERM."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        log = self.process.communicate(timeout=20)[1].decode()
-        return self.process.returncode, log
+        return self.process.wait(20), self.log()
+
+    def log(self) -> str:
+        """All that it logged so far."""
+        return Path(self._log_path).read_text(encoding="utf-8")

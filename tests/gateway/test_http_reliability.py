@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -41,7 +43,7 @@ def start() -> Iterator[Callable[..., GatewayProcess]]:
     yield make
     for process in started:
         process.process.kill()
-        process.process.communicate()
+        process.process.wait()
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
@@ -58,6 +60,15 @@ def open_stream(gateway: GatewayProcess, **fields: object) -> tuple[requests.Res
     assert answer.status_code == 200
     lines = answer.iter_lines(chunk_size=1)
     return answer, lines
+
+
+def read_all(client: socket.socket) -> bytes:
+    """All that is still to come; a connection that was cut off may end with a reset."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := client.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
 
 
 def rest(lines: Iterator[bytes]) -> list[dict[str, object]]:
@@ -293,3 +304,23 @@ def test_two_gateways_share_a_port(
     assert first.process.wait(10) == 0
     second.wait_ready()
     assert complete(second, prompt="say:x")["choices"][0]["text"] == "x"
+
+
+def test_a_client_that_reads_nothing_is_cut_off_at_the_deadline(
+    own_scheduler: FakeScheduler, start: Callable[..., GatewayProcess]
+) -> None:
+    gateway = start(own_scheduler, "--request-timeout-seconds=1")
+    gateway.wait_ready()
+    # Native events carry all text so far: 128 choices of them are more than any buffer on the way takes.
+    params = {"n": 128, "max_new_tokens": 500}
+    body = json.dumps({"text": "x", "sampling_params": params, "stream": True}).encode()
+    head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", gateway.port))
+        client.sendall(head + body)
+        own_scheduler.wait_for(Submit)
+        wait_until(lambda: gateway.metric("disconnected_clients_total") == 1, "still open")
+        assert gateway.metric("gateway_open_requests") == 0
+        client.settimeout(10)
+        assert b"[DONE]" not in read_all(client)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from typing import Any
 
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
@@ -16,13 +14,12 @@ from sfllm.errors import ErrorCode, ServiceError
 from sfllm.metrics import CONTENT_TYPE
 from sfllm_gateway import openapi
 from sfllm_gateway.endpoints import ENDPOINTS, Endpoint, GatewayState, serve_generation
+from sfllm_gateway.failures import as_service_error
 from sfllm_gateway.http_io import ClientGoneError, error_headers, error_json, header, send_error
 from sfllm_gateway.openai.responses import model_json
 from sfllm_gateway.version import VERSION
 
 METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
-
-log = structlog.get_logger()
 
 
 class GenerationResponse(Response):
@@ -125,8 +122,10 @@ class HttpFront:
         except ClientGoneError:
             self._state.metrics.disconnected.inc()
         except Exception as error:  # noqa: BLE001 - the last place where a failure can be answered
+            # Layers within answered what could be answered; they pass on what nobody foresaw.
+            failure = as_service_error(error, scope["state"]["request_id"])
             if status == 0:
-                await send_error(counted_send, as_service_error(error, scope))
+                await send_error(counted_send, failure)
         finally:
             route = scope.get("route")
             method = scope["method"] if scope["method"] in METHODS else "other"
@@ -142,32 +141,8 @@ def _client_id(scope: Scope) -> str | None:
 
 async def _answer_failure(request: Request, error: Exception) -> Response:
     """Whatever was raised, as an answer in the one shape."""
-    failure = as_service_error(error, request.scope)
+    failure = as_service_error(error, request.scope["state"]["request_id"])
     headers = {name.decode(): value.decode() for name, value in error_headers(failure)}
     if isinstance(error, HTTPException) and error.headers:
         headers |= {name: value for name, value in error.headers.items() if name.lower() == "allow"}
     return Response(error_json(failure), status_code=failure.http.status, headers=headers)
-
-
-def as_service_error(error: Exception, scope: Scope) -> ServiceError:
-    """The error that a client is told. What nobody foresaw is logged, and told without internals."""
-    if isinstance(error, ServiceError):
-        if error.http.status in {500, 504}:
-            _log_failure(scope, error)
-        return error
-    if isinstance(error, HTTPException):
-        known: dict[int, tuple[ErrorCode, str]] = {
-            404: (ErrorCode.NOT_FOUND, "there is nothing at this path"),
-            405: (ErrorCode.METHOD_NOT_ALLOWED, "this path does not answer this method"),
-            413: (ErrorCode.BODY_TOO_LARGE, "the body is too large"),
-        }
-        code, message = known.get(error.status_code, (ErrorCode.INVALID_REQUEST, str(error.detail)))
-        return ServiceError(code, message)
-    request_id = scope["state"]["request_id"]
-    log.error("unexpected failure", request_id=request_id, path=scope.get("path"), exc_info=error)
-    return ServiceError(ErrorCode.ENGINE_FAILURE, f"internal error; request id {request_id}")
-
-
-def _log_failure(scope: Scope, error: ServiceError) -> None:
-    fields: dict[str, Any] = {"code": error.code.value, "reason": error.message}
-    log.warning("request failed", request_id=scope["state"]["request_id"], path=scope.get("path"), **fields)

@@ -9,13 +9,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import msgspec
+import structlog
 from starlette.types import Receive, Scope, Send
 
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.settings import GatewaySettings
 from sfllm_gateway import native
 from sfllm_gateway.generation import Answer, Generation
-from sfllm_gateway.http_io import Headers, read_body
+from sfllm_gateway.http_io import ABORT, Headers, read_body
 from sfllm_gateway.link import SchedulerLink
 from sfllm_gateway.metrics import GatewayMetrics
 from sfllm_gateway.models import LoadedModel, ModelRegistry
@@ -25,6 +26,8 @@ from sfllm_gateway.openai.common import MAX_IGNORED_NAMES, Body, StreamOptions, 
 from sfllm_gateway.openai.responses import Envelope
 from sfllm_gateway.session import Session, SessionContext
 from sfllm_gateway.tokenize import TextPool
+
+log = structlog.get_logger()
 
 
 class GatewayState:
@@ -164,8 +167,14 @@ async def serve_generation(
         name = endpoint.id_prefix + secrets.token_hex(16)
         answer = endpoint.answer(request, generation, name, arrived)
         headers = _ignored_header(state, ignored)
+        log.debug("request accepted", request_id=name, client_request_id=scope["state"]["request_id"])
         session = Session(
-            SessionContext(state.link, state.metrics, state.settings), generation, answer, name, arrived
+            SessionContext(state.link, state.metrics, state.settings),
+            generation,
+            answer,
+            name,
+            arrived,
+            scope["extensions"][ABORT]["abort"],
         )
         state.sessions.add(session)
         try:

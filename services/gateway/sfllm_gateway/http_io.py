@@ -15,6 +15,9 @@ BODY_TIMEOUT_SECONDS = 60.0
 
 Headers = Sequence[tuple[bytes, bytes]]
 
+ABORT = "sfllm.abort"
+"""ASGI extension: `scope["extensions"][ABORT]["abort"]()` cuts the connection off, unsent bytes and all."""
+
 JSON_HEADERS: Headers = ((b"content-type", b"application/json"),)
 EVENT_HEADERS: Headers = (
     (b"content-type", b"text/event-stream; charset=utf-8"),

@@ -158,6 +158,7 @@ class SchedulerLink:
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK_SECONDS, self._tick)
+        self._drain()  # after a pause of this process, silence is judged by what waits in the socket
         now = time.monotonic()
         if self.connected and now - self._heard_at > self._lease_seconds:
             self._lose(f"nothing heard for {self._lease_seconds:g} s")
@@ -173,7 +174,6 @@ class SchedulerLink:
             waiting = not opened.stream.admitted and not opened.stream.ended
             if waiting and now - opened.submitted_at >= SUBMIT_REPEAT_SECONDS:
                 self._submit(opened)
-        self._drain()
 
     def _lose(self, reason: str) -> None:
         log.warning("scheduler lost", reason=reason, open_requests=len(self._streams))

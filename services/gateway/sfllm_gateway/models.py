@@ -23,7 +23,8 @@ from sfllm_gateway.detokenize import Detokenizers
 from sfllm_gateway.prompt import PromptTemplate
 from sfllm_gateway.tokenize import TextPool
 
-RETRY_SECONDS = 1.0
+FIRST_RETRY_SECONDS = 1.0
+LAST_RETRY_SECONDS = 30.0
 KEPT_UNUSED = 4
 
 TOKENIZER = "tokenizer.json"
@@ -126,12 +127,14 @@ class ModelRegistry:
         return next(iter(self._failures.values()), "the tokenizer is being loaded")
 
     async def _load_for_ever(self) -> None:
+        retry_seconds = FIRST_RETRY_SECONDS
         while True:
             try:
-                async with asyncio.timeout(RETRY_SECONDS if self._failures else None):
+                async with asyncio.timeout(retry_seconds if self._failures else None):
                     await self._changed.wait()
-            except TimeoutError:
-                pass  # time to try the failed ones again
+                retry_seconds = FIRST_RETRY_SECONDS
+            except TimeoutError:  # time to try the failed ones again
+                retry_seconds = min(2 * retry_seconds, LAST_RETRY_SECONDS)
             self._changed.clear()
             for state in self._states:
                 if state.card.assets not in self._tools:

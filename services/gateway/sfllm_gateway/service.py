@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import structlog
 import uvicorn
 import zmq
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sfllm.admin import AdminServer
 from sfllm.errors import ErrorCode, ServiceError
@@ -20,6 +21,7 @@ from sfllm.sockets import random_identity
 from sfllm_gateway import app
 from sfllm_gateway.assets import AssetLink
 from sfllm_gateway.endpoints import GatewayState
+from sfllm_gateway.http_io import ABORT
 from sfllm_gateway.link import SchedulerLink
 from sfllm_gateway.metrics import GatewayMetrics, LoopDelayProbe
 from sfllm_gateway.models import ModelRegistry
@@ -90,7 +92,7 @@ async def _serve_http(state: GatewayState, listener: socket.socket) -> None:
     server = _Server(
         uvicorn.Config(
             app.build(state),
-            http="httptools",
+            http=_Protocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -124,6 +126,15 @@ async def _serve_http(state: GatewayState, listener: socket.socket) -> None:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, whose requests can cut their connection off."""
+
+    def on_message_begin(self) -> None:
+        """A request begins: tell it how to abort."""
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
 
 
 class _Server(uvicorn.Server):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import structlog
@@ -16,6 +17,7 @@ from starlette.types import Receive, Send
 
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.settings import GatewaySettings
+from sfllm_gateway.failures import as_service_error
 from sfllm_gateway.generation import Answer, Generation, Update, Usage
 from sfllm_gateway.http_io import (
     DONE,
@@ -72,6 +74,7 @@ class Session:
         answer: Answer,
         request_id: str,
         arrived: float,
+        abort: Callable[[], None],
     ) -> None:
         self._link, metrics, self._settings = context
         self._meter = RequestMeter(metrics, generation.model.card.name, request_id, arrived)
@@ -87,12 +90,10 @@ class Session:
         self._waiter: asyncio.Future[None] | None = None
         self._quiet_since = time.monotonic()
         self._sending_since: float | None = None
-        self._task: asyncio.Task[object] | None = None
-        self._stalled = False
+        self._abort = abort
 
     async def run(self, receive: Receive, send: Send, headers: Headers = ()) -> None:
         """Serve the request. Raises `ServiceError` if it failed before anything was sent."""
-        self._task = asyncio.current_task()
         deadline = self._arrived + self._settings.request_timeout_seconds
         self._send = send
         self._timer = self._loop.call_later(self._timer_seconds(), self._watch_time, deadline)
@@ -106,13 +107,6 @@ class Session:
                 await self._write_whole(headers)
         except ClientGoneError:
             self._meter.client_left()
-        except asyncio.CancelledError:
-            if not self._stalled:
-                raise
-            if self._task is not None:
-                self._task.uncancel()
-            self._meter.client_left()
-            log.warning("client takes nothing, connection given up", request_id=self._request_id)
         finally:
             self._timer.cancel()
             watcher.cancel()
@@ -156,9 +150,11 @@ class Session:
         if now > deadline + DEADLINE_GRACE_SECONDS:
             self.fail(ServiceError(ErrorCode.DEADLINE_EXCEEDED, "the request took longer than its deadline"))
         if self._sending_since is not None:
-            if now - self._sending_since > STALLED_CLIENT_SECONDS and self._task is not None:
-                self._stalled = True
-                self._task.cancel()
+            last = min(self._sending_since + STALLED_CLIENT_SECONDS, deadline + DEADLINE_GRACE_SECONDS)
+            if now > last:
+                log.warning("the client takes nothing, connection cut off", request_id=self._request_id)
+                self._failure = ClientGoneError()
+                self._abort()  # the send that waits returns
         elif now - self._quiet_since >= self._settings.keep_alive_seconds:
             self._wake()
 
@@ -270,10 +266,10 @@ class Session:
                 if time.monotonic() - self._quiet_since >= self._settings.keep_alive_seconds:
                     await self._write(KEEP_ALIVE)
             end = self._answer.last(self._usage()) + DONE
-        except ServiceError as error:
-            self._failure = error
-            log.warning("stream failed", request_id=self._request_id, code=error.code, reason=error.message)
-            end = b"data: %s\n\n%s" % (error_json(error), DONE)
+        except ClientGoneError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a stream that began ends in the agreed way
+            end = b"data: %s\n\n%s" % (error_json(as_service_error(error, self._request_id)), DONE)
         await self._write(end, more=False)
 
     async def _write(self, body: bytes, more: bool = True) -> None:
@@ -281,8 +277,13 @@ class Session:
             return
         self._sending_since = time.monotonic()
         await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        self._sent()
+
+    def _sent(self) -> None:
         self._sending_since = None
         self._quiet_since = time.monotonic()
+        if isinstance(self._failure, ClientGoneError):  # a send to nobody returns like any other
+            raise self._failure
 
     async def _write_whole(self, headers: Headers) -> None:
         pieces: list[list[Update]] = [[] for _ in self._choices]
@@ -302,6 +303,7 @@ class Session:
         body = self._answer.whole(whole, self._usage())
         self._sending_since = time.monotonic()
         await send_answer(self._send, 200, [*JSON_HEADERS, *headers], body)
+        self._sent()
 
     def _record_end(self) -> None:
         """Measure and log how it went."""
@@ -318,4 +320,4 @@ class Session:
         )
 
     def _failure_kind(self) -> str:
-        return "abort" if self._stalled or isinstance(self._failure, ClientGoneError) else "error"
+        return "abort" if isinstance(self._failure, ClientGoneError) else "error"
