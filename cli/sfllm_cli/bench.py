@@ -182,6 +182,7 @@ def _print(console: Console, settings: BenchSettings, outcome: Outcome) -> None:
         f"{outcome.model} at {settings.base_url}: {figures.completed} of {settings.requests} requests, "
         f"{settings.concurrency} at once, in {figures.seconds:.2f} s (prompts of {outcome.prompts})",
         highlight=False,
+        soft_wrap=True,
     )
     table = Table("milliseconds", *(("mean", "p50", "p95", "p99")), box=None, pad_edge=False)
     for column in table.columns[1:]:
@@ -201,6 +202,7 @@ def _print(console: Console, settings: BenchSettings, outcome: Outcome) -> None:
         f"{figures.total_tokens_per_second:.1f} total tokens/s "
         f"({figures.prompt_tokens} prompt, {figures.output_tokens} output)",
         highlight=False,
+        soft_wrap=True,
     )
     for error, count in figures.errors.items():
         console.print(f"{count} failed: {error}", style="red", highlight=False, markup=False)
@@ -210,6 +212,7 @@ def _print(console: Console, settings: BenchSettings, outcome: Outcome) -> None:
             "which is in the latencies. Run it on another machine, or with a lower --concurrency.",
             style="yellow",
             highlight=False,
+            soft_wrap=True,
         )
 
 

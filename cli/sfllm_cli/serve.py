@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import shlex
 import sys
@@ -98,7 +99,8 @@ async def _first_model(session: aiohttp.ClientSession, url: str) -> str:
 
 
 def _announce(url: str, model: str, seconds: float) -> None:
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Why is the sky blue?"}}]}}'
+    question = {"role": "user", "content": "Why is the sky blue?"}
+    body = json.dumps({"model": model, "max_tokens": 64, "messages": [question]})
     curl = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     print(
         f"\nsfllm serves {model} at {url} (ready after {seconds:.1f} s; Ctrl-C stops it)\n"
