@@ -121,14 +121,21 @@ class DealerLink:
 
 
 class RouterLink:
-    """The binding side of many connections. Owns its socket and one outbox a peer until `close`."""
+    """The binding side of many connections. Owns its socket and one outbox a peer until `close`.
+
+    Raises zmq.ZMQError when the address cannot be bound.
+    """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
         self.socket = context.socket(zmq.ROUTER)
         _bound(self.socket)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-        self.socket.bind(address)
+        try:
+            self.socket.bind(address)
+        except zmq.ZMQError:
+            self.socket.close(linger=0)  # or the context could never end
+            raise
         self._outboxes: dict[bytes, Outbox] = {}
 
     @property
