@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 import time
@@ -104,9 +105,16 @@ def _announce(url: str, model: str, seconds: float) -> None:
     curl = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
     print(
         f"\nsfllm serves {model} at {url} (ready after {seconds:.1f} s; Ctrl-C stops it)\n"
-        f"\nTry it:\n  {curl}\nor talk to it in another terminal:\n  sfllm chat --url {url}\n",
+        f"\nTry it:\n  {curl}\nor talk to it in another terminal:\n  {_command()} chat --url {url}\n",
         flush=True,
     )
+
+
+def _command() -> str:
+    """How this user starts `sfllm`, which need not be on the search path."""
+    if shutil.which("sfllm"):
+        return "sfllm"
+    return sys.argv[0] if Path(sys.argv[0]).name == "sfllm" else f"{sys.executable} -m sfllm_cli"
 
 
 def _with_port(settings: ServicesSettings) -> ServicesSettings:

@@ -53,7 +53,7 @@ def test_a_killed_worker_comes_back_and_a_signal_ends_everything(
 ) -> None:
     assert serve.stdout is not None
     printed = ""
-    while "sfllm chat" not in printed:
+    while " chat --url" not in printed:
         line = serve.stdout.readline()
         assert line, (tmp_path / "log").read_text()
         printed += line
