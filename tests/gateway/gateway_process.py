@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import requests
 from fake_scheduler import FakeScheduler
@@ -28,7 +27,7 @@ class GatewayProcess:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         # To a file: a pipe that nobody reads would stop the process one day.
-        descriptor, self._log_path = tempfile.mkstemp(suffix=".log")
+        self._log = tempfile.TemporaryFile("ab+")  # noqa: SIM115 - lives as long as the process
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "sfllm_gateway", f"--port={self.port}"),
@@ -37,10 +36,8 @@ class GatewayProcess:
                 *("--log-format=json", *flags),
             ],
             env={key: value for key, value in os.environ.items() if not key.startswith("SFLLM_")},
-            stderr=descriptor,
+            stderr=self._log,
         )
-
-        os.close(descriptor)
 
     def wait_ready(self, status: int = 200, timeout: float = 20) -> requests.Response:
         """Poll `/ready` until it answers `status`."""
@@ -69,4 +66,4 @@ class GatewayProcess:
 
     def log(self) -> str:
         """All that it logged so far."""
-        return Path(self._log_path).read_text(encoding="utf-8")
+        return os.pread(self._log.fileno(), 2**24, 0).decode()

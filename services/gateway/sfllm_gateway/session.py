@@ -17,6 +17,7 @@ from starlette.types import Receive, Send
 
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.settings import GatewaySettings
+from sfllm_gateway.choice import Choice, cached_tokens
 from sfllm_gateway.failures import as_service_error
 from sfllm_gateway.generation import Answer, Generation, Update, Usage
 from sfllm_gateway.http_io import (
@@ -50,20 +51,6 @@ class SessionContext(NamedTuple):
     settings: GatewaySettings
 
 
-class _Choice:
-    """One choice of one prompt: where its tokens come from and what was made of them."""
-
-    __slots__ = ("index", "last_at", "opened", "output", "shown", "tokens")
-
-    def __init__(self, index: int, opened: OpenStream, output: ChoiceOutput) -> None:
-        self.index = index
-        self.opened = opened
-        self.output = output
-        self.tokens = 0
-        self.shown = 0
-        self.last_at: float | None = None
-
-
 class Session:
     """One request from submission to its last byte. `fail` may be called from outside to end it."""
 
@@ -84,7 +71,7 @@ class Session:
         self._arrived = arrived
         self._loop = asyncio.get_running_loop()
         self._opened: list[OpenStream] = []
-        self._choices: list[_Choice] = []
+        self._choices: list[Choice] = []
         self._failure: Exception | None = None
         self._awake = False
         self._waiter: asyncio.Future[None] | None = None
@@ -171,7 +158,7 @@ class Session:
             )
             opened = self._link.open(request, deadline, self._wake)
             self._opened.append(opened)
-            for journal in opened.stream.choices:
+            for index, journal in enumerate(opened.stream.choices):
                 output = ChoiceOutput(
                     journal,
                     text.detokenizers.make(generation.skip_special_tokens),
@@ -179,7 +166,7 @@ class Session:
                     generation.include_stop,
                     sampling.min_tokens,
                 )
-                self._choices.append(_Choice(len(self._choices), opened, output))
+                self._choices.append(Choice(len(self._choices), index, opened, output))
 
     async def _until_admitted(self) -> None:
         while not all(opened.stream.ever_admitted for opened in self._opened):
@@ -204,43 +191,20 @@ class Session:
                 continue
             advance = output.advance()
             if advance.kept_tokens is not None:
-                self._link.stop_choice(choice.opened, self._number(choice), advance.kept_tokens)
+                self._link.stop_choice(choice.opened, choice.number, advance.kept_tokens)
             if advance.tokens:
                 choice.tokens += advance.tokens
                 self._meter.tokens(advance.tokens, now - choice.last_at if choice.last_at else None)
                 choice.last_at = now
             if advance.text or output.finished:
-                updates.append(self._update(choice, advance.text))
+                updates.append(choice.update(advance.text))
         return updates
-
-    def _number(self, choice: _Choice) -> int:
-        return choice.index % self._generation.n
-
-    def _update(self, choice: _Choice, text: str) -> Update:
-        journal = choice.output.journal
-        reason = journal.finish_reason if choice.output.finished else None
-        matched = choice.output.matched
-        fresh = journal.ids[choice.shown :]
-        choice.shown = choice.tokens
-        stop_token = journal.stop_token_id if journal.stop_token_id >= 0 else None
-        return Update(
-            choice=choice.index,
-            text=text,
-            ids=fresh,
-            usage=Usage(len(choice.opened.stream.request.prompt), choice.tokens, self._cached(choice.opened)),
-            finish_reason=reason,
-            matched=None if reason is None else (matched if matched is not None else stop_token),
-        )
-
-    def _cached(self, opened: OpenStream) -> int:
-        finished = opened.stream.last_finished
-        return 0 if finished is None else finished.cached_tokens
 
     def _usage(self) -> Usage:
         return Usage(
             sum(map(len, self._generation.prompts)),
             sum(choice.tokens for choice in self._choices),
-            sum(map(self._cached, self._opened)),
+            sum(map(cached_tokens, self._opened)),
         )
 
     @property
