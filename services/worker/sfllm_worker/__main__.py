@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -20,6 +21,9 @@ def main() -> int:
         known=[GatewaySettings, SchedulerSettings],
     )
     logs.setup("worker", settings.log_level, settings.log_format)
+    # A thread that spins at a barrier while another process has its core turns a step of 20 ms into
+    # one of seconds. OpenMP reads this when torch loads it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Imported after the arguments are checked, because torch takes a second: --help should not.
     from sfllm_worker.load import ModelLoadError  # noqa: PLC0415 - see above
     from sfllm_worker.startup import start  # noqa: PLC0415 - see above

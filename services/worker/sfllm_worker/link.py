@@ -37,7 +37,8 @@ class SchedulerLink:
     """Owner of both sockets and of the lease.
 
     Invariant: `lease` is None exactly while the scheduler has not (again) welcomed this worker.
-    Every message to the scheduler except the hello carries the current lease.
+    Every message to the scheduler except the hello carries the current lease. Not safe for two
+    threads at once: `beats.py` says who may use it when.
     """
 
     def __init__(
@@ -77,8 +78,7 @@ class SchedulerLink:
         When it was, everything held from before is void and the messages come after that.
         """
         messages: list[Decoded] = []
-        reset = self._expire(now) or self._lost
-        self._lost = False
+        reset, self._lost = self._lost, False
         for _ in range(MAX_MESSAGES_A_TURN):
             frames = self._dealer.receive()
             if frames is None:
@@ -92,6 +92,9 @@ class SchedulerLink:
                 reset, messages = True, []
             else:
                 messages.append(decoded)
+        # Only now: after a long step, the beats that came meanwhile must count.
+        if self._expire(now):
+            reset, messages = True, []
         self._serve_assets()
         self._dealer.flush()
         return messages, reset

@@ -30,6 +30,7 @@ from sfllm.messages import (
 )
 from sfllm.token_batch import TokenBatch
 from sfllm.wire import Array
+from sfllm_worker.beats import Beater
 from sfllm_worker.engine.engine import Engine, Progress, StepResult
 from sfllm_worker.ledger import HeldRequest, Ledger, RequestKey, split_grant
 from sfllm_worker.link import SchedulerLink
@@ -61,6 +62,7 @@ class WorkerService:
         self._metrics = metrics
         self._vocab_size = vocab_size
         self._drain_seconds = drain_seconds
+        self._beater = Beater(self._beat_if_due)
         self._ledger = Ledger(engine.planner.limits.max_sequences)
         self._steps = 0
         self._draining_until: float | None = None
@@ -74,11 +76,14 @@ class WorkerService:
 
     def run(self) -> None:
         """Serve until drained."""
-        announced = False
-        while self._draining_until is None or (len(self._ledger) and time.monotonic() < self._draining_until):
-            if self._draining_until is not None and not announced:
-                announced = self._announce_drain()
-            self._turn()
+        with self._beater:
+            announced = False
+            while self._draining_until is None or (
+                len(self._ledger) and time.monotonic() < self._draining_until
+            ):
+                if self._draining_until is not None and not announced:
+                    announced = self._announce_drain()
+                self._turn()
         if self._link.lease is not None:
             self._link.send(WorkerBye(self._link.lease))
         self._drop_everything()
@@ -101,10 +106,14 @@ class WorkerService:
         if self._engine.has_work:
             self._step()
         elif not messages:
+            self._check_idle()
             self._metrics.state(self._engine)
             self._link.wait(min(self._link.seconds_to_timer(now), LONGEST_WAIT_SECONDS))
-        if self._link.beat_is_due(now):
-            self._beat()
+        self._beat_if_due(now)
+
+    def _check_idle(self) -> None:
+        self._engine.planner.check_integrity()
+        assert not len(self._ledger), "requests are held that no sequence serves"
 
     def _handle(self, message: Message, arrays: tuple[Array, ...], now: float) -> None:
         match message:
@@ -172,7 +181,8 @@ class WorkerService:
 
     def _step(self) -> None:
         started = time.monotonic()
-        result = self._engine.step()
+        with self._beater.covering():
+            result = self._engine.step()
         ended = time.monotonic()
         self._steps += 1
         for sequence in result.admitted:
@@ -241,7 +251,10 @@ class WorkerService:
             )
             self._link.send(fault)
 
-    def _beat(self) -> None:
+    def _beat_if_due(self, now: float) -> None:
+        """Tell the scheduler what is held. The beater's thread calls it during a long step."""
+        if not self._link.beat_is_due(now):
+            return
         assert self._link.lease is not None
         planner = self._engine.planner
         self._link.send(
@@ -253,6 +266,3 @@ class WorkerService:
                 free_kv_tokens=self._engine.free_kv_tokens,
             )
         )
-        if not self._engine.has_work:
-            planner.check_integrity()
-            assert not len(self._ledger), "requests are held that no sequence serves"

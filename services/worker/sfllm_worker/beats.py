@@ -1,0 +1,63 @@
+"""Beats that go on while a step runs.
+
+A step may take longer than a lease: a large model on a slow CPU, a machine that is busy
+elsewhere. The worker is alive all the same, and its step counter, which beats carry, tells
+whether it makes progress. So during a step a thread beats in the loop's place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+CHECK_INTERVAL_SECONDS = 0.05
+STOP_TIMEOUT_SECONDS = 5.0
+
+
+class Beater:
+    """Owner of the thread. A context manager that the loop's thread enters around all of its work.
+
+    Invariant: the link belongs to whoever has the lock. The loop has it always but for `covering`,
+    around a step, when it does not touch the link; only then the thread gets it.
+    """
+
+    def __init__(self, beat_if_due: Callable[[float], None]) -> None:
+        self._beat_if_due = beat_if_due
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._in_step = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="beater", daemon=True)
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._thread.start()
+
+    def __exit__(self, *_exception: object) -> None:
+        self._stop.set()
+        self._in_step.set()
+        self._lock.release()
+        self._thread.join(STOP_TIMEOUT_SECONDS)
+
+    @contextlib.contextmanager
+    def covering(self) -> Iterator[None]:
+        """While inside, the thread beats."""
+        self._in_step.set()
+        self._lock.release()
+        try:
+            yield
+        finally:
+            self._lock.acquire()
+            self._in_step.clear()
+
+    def _run(self) -> None:
+        while not self._stop.wait(CHECK_INTERVAL_SECONDS):
+            self._in_step.wait(STOP_TIMEOUT_SECONDS)
+            # Never wait for the lock: if the loop has it, the loop beats.
+            if self._lock.acquire(blocking=False):
+                try:
+                    if self._in_step.is_set() and not self._stop.is_set():
+                        self._beat_if_due(time.monotonic())
+                finally:
+                    self._lock.release()
