@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,6 +35,7 @@ class ChoiceOutput:
         stops: Sequence[str] = (),
         include_stop: bool = False,
         min_tokens: int = 0,
+        max_tokens: int = sys.maxsize,
     ) -> None:
         self.journal = journal
         self.matched: str | None = None
@@ -41,12 +43,18 @@ class ChoiceOutput:
         self._detokenizer = detokenizer
         self._matcher = StopMatcher(stops, include_stop) if stops else None
         self._min_tokens = min_tokens
+        self._max_tokens = max_tokens
         self._read = 0
 
     @property
     def unread(self) -> bool:
-        """Whether `advance` would find something new."""
+        """Whether `advance` would find something new.
+
+        The last token that is allowed waits for the end that is right behind it, so that one event has both.
+        """
         journal = self.journal
+        if journal.finish_reason is None and len(journal.ids) >= self._max_tokens:
+            return False
         return len(journal.ids) > self._read or (journal.finish_reason is not None and not self.finished)
 
     def advance(self) -> Advance:

@@ -165,6 +165,7 @@ class Session:
                     generation.stops,
                     generation.include_stop,
                     sampling.min_tokens,
+                    sampling.max_tokens,
                 )
                 self._choices.append(Choice(len(self._choices), index, opened, output))
 
