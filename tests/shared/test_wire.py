@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from message_strategies import arrays_of, values_of
 
 from sfllm import messages
 from sfllm.messages import GatewayBeat, Message, Submit
@@ -22,27 +23,6 @@ LINKS = {
 }
 KINDS = sorted({kind for link in LINKS.values() for kind in link}, key=lambda kind: kind.kind)
 
-SIMPLE: dict[type, st.SearchStrategy[object]] = {
-    msgspec.inspect.IntType: st.integers(-(2**63), 2**64 - 1),
-    msgspec.inspect.FloatType: st.floats(allow_nan=False),
-    msgspec.inspect.StrType: st.text(max_size=20),
-    msgspec.inspect.BytesType: st.binary(max_size=20),
-    msgspec.inspect.BoolType: st.booleans(),
-    msgspec.inspect.NoneType: st.none(),
-}
-
-
-def values_of(hint: object) -> st.SearchStrategy[object]:
-    """Values of a field's type. msgspec describes types, so that a new field needs no new test."""
-    match hint:
-        case msgspec.inspect.UnionType():
-            return st.one_of([values_of(part) for part in hint.types])
-        case msgspec.inspect.VarTupleType():
-            return st.lists(values_of(hint.item_type), max_size=4).map(tuple)
-        case msgspec.inspect.StructType():
-            return st.builds(hint.cls, *[values_of(field.type) for field in hint.fields])
-    return SIMPLE[type(hint)]
-
 
 def outcome(decode: Callable[[Sequence[Frame]], Decoded], frames: Sequence[Frame]) -> Message | str:
     """The message, or the reason why there is none. Anything else that is raised fails the test."""
@@ -50,16 +30,6 @@ def outcome(decode: Callable[[Sequence[Frame]], Decoded], frames: Sequence[Frame
         return decode(frames).message
     except WireError as error:
         return str(error)
-
-
-def arrays_of(kind: type[Message]) -> st.SearchStrategy[tuple[memoryview, ...]]:
-    columns = [
-        st.lists(st.integers(0, 2 ** (64 if code == "Q" else 32) - 1), max_size=8).map(
-            lambda items, code=code: as_array(code, items)
-        )
-        for code in kind.array_types
-    ]
-    return st.tuples(*columns)
 
 
 def copied(frames: Sequence[bytes | bytearray | memoryview]) -> list[bytes]:
