@@ -106,7 +106,7 @@ class HttpFront:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request."""
-        scope.setdefault("state", {})["request_id"] = _client_id(scope) or secrets.token_hex(12)
+        scope.setdefault("state", {})["request_id"] = _client_id(scope) or secrets.token_hex(16)
         status = 0
 
         async def counted_send(message: Message) -> None:
@@ -136,7 +136,7 @@ class HttpFront:
 def _client_id(scope: Scope) -> str | None:
     """The request id that the client chose, if it can be a header of the answer."""
     value = header(scope, b"x-request-id")
-    return value if value and len(value) <= 256 and value.isascii() and value.isprintable() else None
+    return value if value and len(value) <= 128 and value.isascii() and value.isprintable() else None
 
 
 async def _answer_failure(request: Request, error: Exception) -> Response:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -164,15 +163,15 @@ async def serve_generation(
         endpoint.check(request)
         model = state.registry.resolve(request.model)
         generation = await endpoint.prepare(request, model, state.pool)
-        name = endpoint.id_prefix + secrets.token_hex(16)
-        answer = endpoint.answer(request, generation, name, arrived)
+        request_id = scope["state"]["request_id"]
+        answer = endpoint.answer(request, generation, endpoint.id_prefix + request_id, arrived)
         headers = _ignored_header(state, ignored)
-        log.debug("request accepted", request_id=name, client_request_id=scope["state"]["request_id"])
+        log.debug("request accepted", request_id=request_id)
         session = Session(
             SessionContext(state.link, state.metrics, state.settings),
             generation,
             answer,
-            name,
+            request_id,
             arrived,
             scope["extensions"][ABORT]["abort"],
         )

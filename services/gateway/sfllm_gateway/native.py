@@ -61,7 +61,7 @@ class GenerateRequest(msgspec.Struct, kw_only=True):
     stream: bool | None = None
     model: str | None = None
     rid: Annotated[str, Meta(max_length=256)] | None = None
-    request_id: Annotated[str, Meta(max_length=256)] | None = None
+    request_id: Annotated[str, Meta(max_length=128)] | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
 
 

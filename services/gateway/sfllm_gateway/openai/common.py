@@ -63,7 +63,7 @@ class TextFields(msgspec.Struct, kw_only=True):
         None
     )
     user: str | None = None
-    request_id: Annotated[str, Meta(max_length=256)] | None = None
+    request_id: Annotated[str, Meta(max_length=128)] | None = None
 
 
 class Body(NamedTuple, Generic[T]):
