@@ -61,7 +61,6 @@ class FakeWorker:
     def __init__(self) -> None:
         self.lease = 0
         self.held: dict[tuple[Key, int], tuple[GrantedRequest, set[int]]] = {}
-        self.cancels: list[WorkerCancel] = []
         self.draining = False
 
 
@@ -138,7 +137,7 @@ class Machine(RuleBasedStateMachine):
     def worker_hears(self, peer: bytes, message: Message) -> None:
         worker = self.workers[peer]
         if isinstance(message, WorkerWelcome):
-            worker.lease, worker.held, worker.cancels = message.lease, {}, []
+            worker.lease, worker.held = message.lease, {}
         elif isinstance(message, Grant):
             assert message.lease == worker.lease
             assert not worker.draining, "a grant for a worker that drains"
@@ -151,22 +150,16 @@ class Machine(RuleBasedStateMachine):
             assert sum(entry.prompt_count for entry in used) <= KV_TOKENS
         elif isinstance(message, WorkerCancel):
             assert message.lease == worker.lease
-            worker.cancels.append(message)
+            self.let_go(worker, message)
 
-    def confirm_cancels(self, peer: bytes) -> None:
-        """The worker lets go of what it was told to cancel, and says so."""
-        worker = self.workers[peer]
-        cancels, worker.cancels = worker.cancels, []
-        for cancel in cancels:
-            for key, (entry, open_choices) in list(worker.held.items()):
-                (gateway, handle), attempt = key
-                if (gateway, handle) != (cancel.gateway, cancel.handle) or attempt > cancel.attempt:
-                    continue
-                aborted = open_choices & ({cancel.choice} if cancel.choice != ALL_CHOICES else open_choices)
-                for choice in sorted(aborted):
-                    open_choices.discard(choice)
-                    end = finished(entry, choice, "abort")
-                    self.send(FromWorker(peer, WorkerFinished(worker.lease, gateway, end)))
+    def let_go(self, worker: FakeWorker, cancel: WorkerCancel) -> None:
+        """A worker frees what it is told to cancel, and says nothing."""
+        for key, (_, open_choices) in list(worker.held.items()):
+            (gateway, handle), attempt = key
+            if (gateway, handle) == (cancel.gateway, cancel.handle) and attempt <= cancel.attempt:
+                open_choices.difference_update(
+                    open_choices if cancel.choice == ALL_CHOICES else {cancel.choice}
+                )
                 if not open_choices:
                     del worker.held[key]
 
@@ -339,7 +332,6 @@ class Machine(RuleBasedStateMachine):
         for peer in list(self.gateways):
             self.send(FromGateway(peer, GatewayBeat(1)))
         for peer, worker in list(self.workers.items()):
-            self.confirm_cancels(peer)
             self.send(FromWorker(peer, WorkerBeat(worker.lease, 1, len(worker.held), 0, 0)))
         self.send(Tick())
         self.check_nobody_idles()
@@ -373,7 +365,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(10):
             self.time_passes(3.0)
         state = self.core.state
-        assert state.waiting_count == len(state.deadlines) == len(state.recent) == len(state.reclaims) == 0
+        assert state.waiting_count == len(state.deadlines) == len(state.recent) == 0
         assert not any(gateway.requests for gateway in state.gateways.values())
         assert not any(worker.holds for worker in state.workers.values())
         assert not any(model.waiting.classes for model in state.models.values())

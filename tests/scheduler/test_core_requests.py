@@ -7,6 +7,7 @@ from core_driver import EPOCH, GATEWAY, Driver, card, lists
 
 from sfllm.errors import ErrorCode
 from sfllm.messages import (
+    ALL_CHOICES,
     Admitted,
     Finished,
     GatewayWelcome,
@@ -22,7 +23,7 @@ from sfllm.messages import (
 )
 from sfllm.token_batch import TokenBatch
 from sfllm.wire import as_array
-from sfllm_scheduler.core.events import FromGateway, FromWorker, ToGateway
+from sfllm_scheduler.core.events import FromGateway, FromWorker, ToGateway, ToWorker
 
 
 def test_a_request_is_admitted_granted_with_its_tokens_and_finished_once(driver: Driver) -> None:
@@ -150,34 +151,26 @@ def test_a_cancelled_request_leaves_the_queue(driver: Driver) -> None:
     assert driver.grants(worker) == []
 
 
-def test_a_cancelled_running_request_keeps_its_credits_until_the_worker_lets_go(driver: Driver) -> None:
+def test_a_cancelled_running_request_makes_room_for_the_next_in_the_same_turn(driver: Driver) -> None:
     worker = driver.worker(slots=1)
-    handle = driver.submit()
-    driver.tick()
-    driver.cancel(handle)
-    (cancel,) = driver.to_worker(WorkerCancel, worker)
-    assert cancel.handle == handle
-    following = driver.submit()
+    handle, following = driver.submit(), driver.submit()
     driver.tick()
     assert driver.grants(worker) == [[handle]]
-    driver.finish(worker, handle, reason="abort")
+    driver.cancel(handle)
     driver.tick()
+    sent = [type(action.message) for action in driver.log if isinstance(action, ToWorker)]
+    assert sent[-2:] == [WorkerCancel, Grant], "the worker lets go before it gets more"
     assert driver.grants(worker) == [[handle], [following]]
-    assert driver.to_gateway(Finished) == []
 
 
-def test_a_worker_that_never_confirms_a_cancel_gets_its_credits_back_after_a_lease() -> None:
-    driver = Driver(lease_seconds=6.0)
-    driver.gateway()
-    worker = driver.worker(slots=1)
+def test_what_a_worker_still_says_of_a_cancelled_request_is_dropped(driver: Driver) -> None:
+    worker = driver.worker()
     handle = driver.submit()
     driver.tick()
     driver.cancel(handle)
-    for _ in range(4):
-        driver.tick(2.0)
-        driver.worker_beat(worker, running=1)
-        driver.gateway_beat()
-    assert driver.state_of(worker).used_slots == 0
+    driver.finish(worker, handle, reason="abort")
+    assert driver.to_gateway(Finished) == []
+    assert len(driver.records("dropped")) == 1
 
 
 def test_one_choice_can_be_cancelled_while_it_waits(driver: Driver) -> None:
@@ -205,10 +198,21 @@ def test_one_choice_of_a_running_request_is_cancelled_at_the_worker(driver: Driv
     handle = driver.submit(choices=(0, 1))
     driver.tick()
     driver.cancel(handle, choice=1)
+    driver.cancel(handle, choice=1)
     assert [c.choice for c in driver.to_worker(WorkerCancel, worker)] == [1]
-    driver.finish(worker, handle, 1, "abort")
     driver.finish(worker, handle, 0)
     assert driver.state_of(worker).used_slots == 0
+    assert [end.choice for end in driver.to_gateway(Finished)] == [0]
+
+
+def test_cancelling_the_last_open_choice_of_a_running_request_ends_it(driver: Driver) -> None:
+    worker = driver.worker()
+    handle = driver.submit(choices=(0, 1))
+    driver.tick()
+    driver.finish(worker, handle, 0)
+    driver.cancel(handle, choice=1)
+    assert driver.state_of(worker).used_slots == 0
+    assert driver.to_worker(WorkerCancel, worker)[-1].choice == ALL_CHOICES
 
 
 def test_a_cancel_of_an_older_attempt_spares_the_newer(driver: Driver) -> None:

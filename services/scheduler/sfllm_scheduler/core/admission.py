@@ -19,7 +19,7 @@ from sfllm.messages import (
 from sfllm.wire import Array
 from sfllm_scheduler.core.events import ToGateway, ToWorker
 from sfllm_scheduler.core.requests import Key, Rank, Request
-from sfllm_scheduler.core.state import Ended, Model, State
+from sfllm_scheduler.core.state import Ended, HoldKey, Model, State
 
 RETRY_QUEUE_FACTOR = 4
 """Retries pass the queue's bound, since their clients already read an answer; not without an end."""
@@ -69,22 +69,11 @@ def cancel(state: State, gateway: bytes, message: Cancel, now: float) -> None:
     request = state.find(Key(gateway, message.handle))
     if request is None or request.submit.attempt > message.attempt:
         return
-    others = [choice for choice in request.submit.choices if choice != message.choice]
-    if message.choice == ALL_CHOICES or (request.worker is None and not others):
+    if message.choice == ALL_CHOICES or _open_choices(state, request) == {message.choice}:
         state.end(request, now)
         state.record("cancelled", request_id=request.submit.request_id, reason=message.reason[:200])
-    elif message.choice not in request.submit.choices:
-        return
-    elif request.worker is not None:
-        worker = state.workers[request.worker]
-        state.emit(
-            ToWorker(
-                worker.peer,
-                WorkerCancel(worker.lease, *request.key, request.submit.attempt, message.choice),
-            )
-        )
-    else:
-        _drop_waiting_choice(state, request, message.choice)
+    elif message.choice in _open_choices(state, request):
+        _cancel_choice(state, request, message.choice)
 
 
 def reject(
@@ -232,7 +221,18 @@ def _next_rank(state: State, now: float) -> Rank:
     return Rank(now, state.sequence)
 
 
-def _drop_waiting_choice(state: State, request: Request, choice: int) -> None:
-    """Its need shrinks; its band stays, so that it keeps its place."""
-    request.without_choice(choice)
-    state.models[request.model].may_grant = True
+def _open_choices(state: State, request: Request) -> set[int]:
+    if request.worker is None:
+        return set(request.submit.choices)
+    return state.workers[request.worker].holds[HoldKey(request.key, request.submit.attempt)].open_choices
+
+
+def _cancel_choice(state: State, request: Request, choice: int) -> None:
+    """End one of several open choices."""
+    if request.worker is None:
+        request.without_choice(choice)
+        state.models[request.model].may_grant = True
+        return
+    worker, attempt = state.workers[request.worker], request.submit.attempt
+    worker.holds[HoldKey(request.key, attempt)].open_choices.discard(choice)
+    state.emit(ToWorker(worker.peer, WorkerCancel(worker.lease, *request.key, attempt, choice)))

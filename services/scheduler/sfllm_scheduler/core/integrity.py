@@ -23,9 +23,6 @@ def check_integrity(state: State) -> None:
         _check_worker(state, worker)
     for model in state.models.values():
         _check_model(model)
-    for peer, lease, key in state.reclaims:
-        known = state.workers.get(peer)
-        _require(known is not None and known.lease == lease and key in known.holds, "a reclaim of nothing")
 
 
 def _check_worker(state: State, worker: Worker) -> None:
@@ -35,10 +32,8 @@ def _check_worker(state: State, worker: Worker) -> None:
     _require(worker.used_kv_tokens == sum(hold.kv_tokens for hold in holds), f"{name}: cache does not add up")
     _require(worker.free_slots >= 0 and worker.free_kv_tokens >= 0, f"{name}: over capacity")
     for key, hold in worker.holds.items():
-        if hold.request is None:
-            _require((worker.peer, worker.lease, key) in state.reclaims, f"{name}: {key} is never let go")
-        else:
-            _require(state.find(key.key) is hold.request, f"{name} holds {key}, which is not live")
+        _require(bool(hold.open_choices), f"{name}: nothing of {key} is open")
+        _require(state.find(key.key) is hold.request, f"{name} holds {key}, which is not live")
 
 
 def _check_model(model: Model) -> None:

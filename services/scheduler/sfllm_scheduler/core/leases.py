@@ -122,7 +122,7 @@ def send_beats(state: State, now: float) -> None:
 
 
 def sweep(state: State, now: float) -> None:
-    """Forget who has been silent for a lease, what was never let go, and what ended long ago."""
+    """Forget who has been silent for a lease, and what ended a while ago."""
     if now < state.next_sweep:
         return
     lease = state.policy.lease_seconds
@@ -131,9 +131,6 @@ def sweep(state: State, now: float) -> None:
         worker_lost(state, peer, "silent", now)
     for peer in [peer for peer, gateway in state.gateways.items() if now - gateway.heard > lease]:
         gateway_lost(state, peer, "silent", now)
-    while state.reclaims and next(iter(state.reclaims.values())) + lease <= now:
-        (peer, _, key), _ = state.reclaims.popitem(last=False)
-        state.release(state.workers[peer], key)
     while state.recent and next(iter(state.recent.values())).forget_at <= now:
         state.recent.popitem(last=False)
 
@@ -161,9 +158,7 @@ def _after_leaving(state: State, worker: Worker, now: float) -> None:
 def _interrupt_held(state: State, worker: Worker, cause: str, now: float) -> None:
     """End all that a worker holds and take its credits back: it has none of it any more."""
     for key in list(worker.holds):
-        request = state.release(worker, key)
-        if request is not None:
-            interrupt(state, request, cause, worker.worker_id, now)
+        interrupt(state, state.release(worker, key), cause, worker.worker_id, now)
 
 
 def _model_for(state: State, card: ModelCard, now: float) -> Model | None:

@@ -32,15 +32,13 @@ def finished(state: State, worker: Worker, message: WorkerFinished, now: float) 
     if hold is None or end.choice not in hold.open_choices:
         state.record("dropped", kind="finished", worker=worker.worker_id)
         return
-    if hold.request is not None:
-        state.to_gateway(message.gateway, end)
+    state.to_gateway(message.gateway, end)
     hold.open_choices.discard(end.choice)
     if hold.open_choices:
         return
     request = state.release(worker, key)
-    if request is not None:
-        state.end(request, now)
-        state.record("finished", request_id=request.submit.request_id, reason=end.reason)
+    state.end(request, now)
+    state.record("finished", request_id=request.submit.request_id, reason=end.reason)
 
 
 def fault(state: State, worker: Worker, message: WorkerFault, now: float) -> None:
@@ -50,8 +48,6 @@ def fault(state: State, worker: Worker, message: WorkerFault, now: float) -> Non
         state.record("dropped", kind="fault", worker=worker.worker_id)
         return
     request = state.release(worker, key)
-    if request is None:
-        return
     state.end(request, now)
     code = message.code if message.code in set(ErrorCode) else ErrorCode.ENGINE_FAILURE
     state.to_gateway(message.gateway, Rejected(message.handle, message.attempt, code, message.message))

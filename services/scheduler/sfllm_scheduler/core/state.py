@@ -2,7 +2,8 @@
 
 - A live request is in its gateway's table; it waits in its model's queue, or a worker holds it.
 - A worker's used slots and cache tokens are the sums over what it holds, within its capacity.
-- A hold outlives its request when the request was cancelled: the worker has not let go yet.
+- Credits of a cancelled request return when the cancel is sent: a worker hears its messages in
+  order, so it has let go before it sees a grant that uses them.
 - What has ended leaves only a short, bounded memory (`recent`).
 """
 
@@ -48,12 +49,12 @@ class HoldKey(NamedTuple):
 
 
 class Hold:
-    """Room that a worker's request takes. `request` is None once it was cancelled."""
+    """Room that a request takes on a worker, until the last of its open choices has ended."""
 
     __slots__ = ("kv_tokens", "open_choices", "request", "slots")
 
     def __init__(self, request: Request, kv_tokens: int) -> None:
-        self.request: Request | None = request
+        self.request = request
         self.slots = request.slots
         self.kv_tokens = kv_tokens
         self.open_choices = set(request.submit.choices)
@@ -168,7 +169,6 @@ class State:
         self.recent: OrderedDict[Key, Ended] = OrderedDict()
         self.deadlines = Deadlines()
         self.drain_rate = DrainRate()
-        self.reclaims: OrderedDict[tuple[bytes, int, HoldKey], float] = OrderedDict()
         self.waiting_count = 0
         self.sequence = 0
         self.last_lease = 0
@@ -220,17 +220,15 @@ class State:
             self.waiting_count -= 1
             return
         worker = self.workers.get(request.worker)
-        hold = worker.holds.get(HoldKey(request.key, attempt)) if worker else None
-        if worker is not None and hold is not None:
-            hold.request = None
-            self.reclaims[worker.peer, worker.lease, HoldKey(request.key, attempt)] = now
+        key = HoldKey(request.key, attempt)
+        if worker is not None and key in worker.holds:
+            self.release(worker, key)
             cancel = WorkerCancel(worker.lease, *request.key, attempt, ALL_CHOICES)
             self.emit(ToWorker(worker.peer, cancel))
 
-    def release(self, worker: Worker, key: HoldKey) -> Request | None:
-        """Return the credits of a request; the request itself unless it was cancelled before."""
+    def release(self, worker: Worker, key: HoldKey) -> Request:
+        """Return the credits of a request."""
         hold = worker.release(key)
-        self.reclaims.pop((worker.peer, worker.lease, key), None)
         if worker.card.name in self.models:
             self.models[worker.card.name].may_grant = True
         return hold.request
