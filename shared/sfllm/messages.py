@@ -2,7 +2,7 @@
 
 A message is one small MessagePack struct (`wire.py` frames it). Fields that hold
 many numbers travel beside it as raw little-endian arrays; `array_types` names their
-element types in order ("I" is uint32, "Q" is uint64) and the docstring says what
+element types in order ("I" is uint32, "Q" is uint64, "f" is float32) and the docstring says what
 each one is.
 
 Identity. The gateway numbers its requests: `handle` is unique within one gateway
@@ -48,6 +48,7 @@ class GenerationDefaults(Value, frozen=True):
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
 
 
 class ModelCard(Value, frozen=True):
@@ -81,6 +82,11 @@ class Sampling(Value, frozen=True):
     `temperature` 0 is greedy. `top_k` 0 and `top_p` 1 keep everything. `seed` is always set:
     the gateway draws one for a request without. `max_tokens` and `min_tokens` count all output
     tokens of a choice, those of earlier attempts included. Stop strings stay in the gateway.
+
+    Penalties 0, 0 and 1 do nothing. `logit_bias` pairs token ids with what is added to their logits;
+    an empty `allowed_token_ids` allows all; `bad_words` are sequences of token ids, none of which may
+    be completed. `logprobs` and `prompt_logprobs` are how many of the likeliest tokens to report with
+    each output or prompt token besides that token itself; -1 reports nothing.
     """
 
     max_tokens: int
@@ -92,6 +98,14 @@ class Sampling(Value, frozen=True):
     min_tokens: int = 0
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    logprobs: int = -1
+    prompt_logprobs: int = -1
 
 
 class Capacity(Value, frozen=True):
@@ -133,6 +147,7 @@ class Submit(Message, frozen=True):
     `choices` are the indices still to be generated and `generated_counts` how many tokens each
     already has (zeros on a first attempt). `milliseconds_left` is a duration, never a time of day.
     `last_worker` is the id of a worker to avoid, empty for none. Lower `priority` goes first.
+    Cached prefixes are shared only among requests of the same `cache_salt`.
     """
 
     kind = 3
@@ -147,6 +162,7 @@ class Submit(Message, frozen=True):
     priority: int
     milliseconds_left: int
     last_worker: str = ""
+    cache_salt: str = ""
 
 
 class Cancel(Message, frozen=True):
@@ -215,7 +231,22 @@ class Tokens(Message, frozen=True):
     """New tokens of many requests, relayed from a worker. Arrays: see `token_batch.py`."""
 
     kind = 25
-    array_types = "QIIIII"
+    array_types = "QIIIIIIIf"
+
+
+class PromptLogprobs(Message, frozen=True):
+    """Log probabilities of prompt tokens `start ..`, relayed from a worker.
+
+    Arrays: token ids and log probabilities, `width` entries a token: the prompt's own token first,
+    then the likeliest ones. The prompt's first token has none, so `start` is at least 1.
+    """
+
+    kind = 28
+    array_types = "If"
+    handle: int
+    attempt: int
+    start: int
+    width: int
 
 
 class Finished(Message, frozen=True):
@@ -273,9 +304,19 @@ class WorkerTokens(Message, frozen=True):
     """Tokens of one step for one gateway, named by its routing id. Arrays as in `Tokens`."""
 
     kind = 42
-    array_types = "QIIIII"
+    array_types = "QIIIIIIIf"
     lease: int
     gateway: bytes
+
+
+class WorkerPromptLogprobs(Message, frozen=True):
+    """Log probabilities of prompt tokens for one gateway. Arrays as in `PromptLogprobs`."""
+
+    kind = 47
+    array_types = "If"
+    lease: int
+    gateway: bytes
+    logprobs: PromptLogprobs
 
 
 class WorkerFinished(Message, frozen=True):
@@ -344,6 +385,7 @@ class GrantedRequest(Value, frozen=True):
     generated_counts: tuple[int, ...]
     sampling: Sampling
     queue_seconds: float
+    cache_salt: str = ""
 
 
 class Grant(Message, frozen=True):
@@ -409,6 +451,7 @@ SCHEDULER_TO_GATEWAY: tuple[type[Message], ...] = (
     Admitted,
     Rejected,
     Tokens,
+    PromptLogprobs,
     Finished,
     Interrupted,
 )
@@ -416,6 +459,7 @@ WORKER_TO_SCHEDULER: tuple[type[Message], ...] = (
     WorkerHello,
     WorkerBeat,
     WorkerTokens,
+    WorkerPromptLogprobs,
     WorkerFinished,
     WorkerFault,
     WorkerDraining,

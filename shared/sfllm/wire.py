@@ -21,7 +21,7 @@ MAGIC = b"SF"
 
 Frame = bytes | bytearray | memoryview
 Array = memoryview
-"""A read-only view of unsigned integers, as a frame arrived or as it will leave."""
+"""A read-only view of unsigned integers or floats, as a frame arrived or as it will leave."""
 
 # Everything that msgspec's decoders raise on hostile bytes: UnicodeDecodeError is a ValueError
 # and RecursionError comes from deep nesting; neither is a MsgspecError.
@@ -45,7 +45,7 @@ class Decoded(NamedTuple):
 _encode = msgspec.msgpack.Encoder().encode
 
 
-def as_array(code: str, values: Iterable[int]) -> Array:
+def as_array(code: str, values: Iterable[float]) -> Array:
     """`values` as a view that `encode` accepts. Raises OverflowError when one does not fit."""
     return memoryview(array(code, values))
 
@@ -103,5 +103,12 @@ def _arrays(cls: type[Message], frames: Sequence[Frame]) -> tuple[Array, ...]:
             raise WireError(
                 f"an array of {cls.__name__} has {view.nbytes} bytes, not a multiple of its items"
             )
-        views.append(view.cast("B").cast("Q" if code == "Q" else "I"))
+        views.append(_cast(view, code))
     return tuple(views)
+
+
+def _cast(view: memoryview, code: str) -> Array:
+    plain = view.cast("B")
+    if code == "f":
+        return plain.cast("f")  # type: ignore[return-value]  # one type for all columns, whatever they hold
+    return plain.cast("Q" if code == "Q" else "I")

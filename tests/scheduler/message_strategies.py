@@ -23,6 +23,8 @@ def values_of(hint: object) -> st.SearchStrategy[object]:
     match hint:
         case msgspec.inspect.UnionType():
             return st.one_of([values_of(part) for part in hint.types])
+        case msgspec.inspect.TupleType():
+            return st.tuples(*[values_of(part) for part in hint.item_types])
         case msgspec.inspect.VarTupleType():
             return st.lists(values_of(hint.item_type), max_size=4).map(tuple)
         case msgspec.inspect.StructType():
@@ -31,10 +33,13 @@ def values_of(hint: object) -> st.SearchStrategy[object]:
 
 
 def arrays_of(kind: type[Message]) -> st.SearchStrategy[tuple[memoryview, ...]]:
+    items = {
+        "Q": st.integers(0, 2**64 - 1),
+        "I": st.integers(0, 2**32 - 1),
+        "f": st.floats(width=32, allow_nan=False),
+    }
     columns = [
-        st.lists(st.integers(0, 2 ** (64 if code == "Q" else 32) - 1), max_size=8).map(
-            lambda items, code=code: as_array(code, items)
-        )
+        st.lists(items[code], max_size=8).map(lambda values, code=code: as_array(code, values))
         for code in kind.array_types
     ]
     return st.tuples(*columns)

@@ -64,7 +64,7 @@ def test_tokens_for_a_gateway_that_left_and_columns_that_disagree_are_dropped(dr
     batch.append(1, 0, 0, 0, [5, 6])
     lease = driver.lease(worker)
     assert driver.send(FromWorker(worker, WorkerTokens(lease, b"g-gone"), batch.arrays())) == []
-    broken = (*batch.arrays()[:5], as_array("I", [5]))
+    broken = (*batch.arrays()[:6], as_array("I", [5]), *batch.arrays()[7:])
     driver.send(FromWorker(worker, WorkerTokens(lease, GATEWAY), broken))
     assert driver.to_gateway(Tokens) == []
     assert len(driver.records("malformed")) == 1

@@ -222,11 +222,11 @@ class SchedulerLink:
                 raise wire.WireError(f"unexpected {type(message).__name__}")
 
     def _take_tokens(self, arrays: tuple[wire.Array, ...]) -> None:
-        for handle, attempt, choice, start, ids in rows(arrays):
-            opened = self._streams.get(handle)
+        for row in rows(arrays):
+            opened = self._streams.get(row.handle)
             if opened is None:
                 continue
-            if opened.stream.on_tokens(attempt, choice, start, ids):
+            if opened.stream.on_tokens(row.attempt, row.choice, row.start, row.ids):
                 opened.wake()
             else:
                 self._restart(opened)

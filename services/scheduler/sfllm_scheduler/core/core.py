@@ -14,6 +14,7 @@ from sfllm.messages import (
     WorkerFault,
     WorkerFinished,
     WorkerHello,
+    WorkerPromptLogprobs,
     WorkerTokens,
 )
 from sfllm_scheduler.core import admission, leases, relay, routing
@@ -105,6 +106,8 @@ class SchedulerCore:
         match message:
             case WorkerTokens():
                 relay.tokens(state, worker, message, event.arrays)
+            case WorkerPromptLogprobs():
+                relay.prompt_logprobs(state, message, event.arrays)
             case WorkerFinished():
                 relay.finished(state, worker, message, now)
             case WorkerBeat():

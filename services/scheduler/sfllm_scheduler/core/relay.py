@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sfllm.errors import ErrorCode
-from sfllm.messages import Rejected, Tokens, WorkerFault, WorkerFinished, WorkerTokens
+from sfllm.messages import (
+    Rejected,
+    Tokens,
+    WorkerFault,
+    WorkerFinished,
+    WorkerPromptLogprobs,
+    WorkerTokens,
+)
 from sfllm.token_batch import check_columns
 from sfllm.wire import Array, WireError
 from sfllm_scheduler.core.requests import Key
@@ -22,6 +29,11 @@ def tokens(state: State, worker: Worker, message: WorkerTokens, arrays: Sequence
         state.record("malformed", link="worker", peer=worker.worker_id, error=str(error))
         return
     state.to_gateway(message.gateway, _TOKENS, tuple(arrays))
+
+
+def prompt_logprobs(state: State, message: WorkerPromptLogprobs, arrays: Sequence[Array]) -> None:
+    """Pass them on as they are; the gateway knows whether it still wants them."""
+    state.to_gateway(message.gateway, message.logprobs, tuple(arrays))
 
 
 def finished(state: State, worker: Worker, message: WorkerFinished, now: float) -> None:

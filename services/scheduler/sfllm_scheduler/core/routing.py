@@ -83,4 +83,5 @@ def _granted(request: Request, now: float) -> GrantedRequest:
         generated_counts=submit.generated_counts,
         sampling=submit.sampling,
         queue_seconds=max(0.0, now - request.submitted),
+        cache_salt=submit.cache_salt,
     )
