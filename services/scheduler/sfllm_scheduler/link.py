@@ -59,13 +59,13 @@ class Link:
             try:
                 decoded = self._decode(frames)
             except WireError as error:
-                self._malformed(peer, error, now)
+                self._log_malformed(peer, error, now)
+                self._count_malformed(self.name)
             else:
                 yield peer, decoded
 
-    def _malformed(self, peer: bytes, error: WireError, now: float) -> None:
-        """Count what a peer should not have sent, and log it unless that was done a moment ago."""
-        self._count_malformed(self.name)
+    def _log_malformed(self, peer: bytes, error: WireError, now: float) -> None:
+        """Say what a peer should not have sent, unless something was said a moment ago."""
         if now < self._next_log:
             self._unlogged += 1
             return
