@@ -104,13 +104,19 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
         int | None,
         Meta(description="most tokens of prompt and output together; the model's own limit if unset"),
     ] = None
-    max_batch_size: Annotated[int, Meta(ge=1, le=4096, description="most sequences in one step")] = 64
+    max_batch_size: Annotated[
+        int | None, Meta(description="most sequences in one step; sized by the KV cache if unset")
+    ] = None
     max_step_tokens: Annotated[
         int, Meta(ge=16, description="most tokens in one step; longer prompts are prefilled in chunks")
     ] = 512
     block_size: Annotated[int, Meta(ge=1, le=256, description="tokens in one block of the KV cache")] = 32
-    kv_cache_tokens: Annotated[
-        int | None, Meta(description="tokens that the KV cache holds; sized by --mem-fraction if unset")
+    max_running_tokens: Annotated[
+        int | None,
+        Meta(
+            description="most tokens of all running sequences together, which the KV cache holds; "
+            "sized by --mem-fraction if unset"
+        ),
     ] = None
     mem_fraction: Annotated[
         float, Meta(gt=0, le=1, description="share of the device's free memory for the KV cache")

@@ -95,8 +95,8 @@ def test_several_names_come_from_flags_the_environment_and_files(file: Path) -> 
 
 
 def test_an_optional_number_stays_unset_until_it_is_given() -> None:
-    assert worker().kv_cache_tokens is None
-    assert worker("--kv-cache-tokens=4096").kv_cache_tokens == 4096
+    assert worker().max_running_tokens is None
+    assert worker("--max-running-tokens=4096").max_running_tokens == 4096
 
 
 @pytest.mark.parametrize("settings", [GatewaySettings, SchedulerSettings, WorkerSettings])

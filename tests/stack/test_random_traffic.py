@@ -23,7 +23,7 @@ def tiny() -> Iterator[RunningStack]:
         "--model=tiny-llama",
         "--load-format=dummy",
         "--dtype=float32",
-        "--kv-cache-tokens=640",
+        "--max-running-tokens=640",
         "--max-context-length=512",
         "--max-batch-size=16",
         "--threads=1",

@@ -12,6 +12,7 @@ from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.graphs.runner import EagerRunner
 from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.load import LoadedModel, load_model
+from sfllm_worker.model.attention import AttentionBatch
 
 MAX_MODEL_LEN = 96
 
@@ -174,3 +175,78 @@ def test_a_row_that_is_not_finite_faults_alone_and_leaves_a_clean_cache(model: L
     assert faults == [sick]
     assert output == expected[2, 0]
     assert not torch.isnan(e._kv.layers[0].k).any()
+
+
+def test_log_probabilities_are_those_of_the_models_logits(model: LoadedModel) -> None:
+    start = prompt(7, 30, model)
+    e = engine(model)
+    e.add(sequence(1, start, temperature=0.0, logprobs=3, prompt_logprobs=1, max_tokens=5))
+    progress, reports = [], []
+    while e.has_work:
+        result = e.step()
+        progress += result.progress
+        reports += result.prompt_reports
+    tokens = start + [p.token for p in progress]
+    expected = whole_logprobs(model, tokens)
+    for p, position in zip(progress, range(len(start), len(tokens)), strict=True):
+        assert p.logprobs.width == 4
+        assert p.logprobs.ids[0] == p.token
+        assert p.logprobs.values == pytest.approx(expected[position - 1, p.logprobs.ids].tolist(), abs=1e-4)
+        assert sorted(p.logprobs.values[1:], reverse=True) == list(p.logprobs.values[1:])
+    reported = {}
+    for report in reports:
+        for index in range(len(report.logprobs.ids) // 2):
+            entry = (report.logprobs.ids[2 * index], report.logprobs.values[2 * index])
+            reported[report.start + index] = entry
+    assert list(reported) == list(range(1, len(start))), "every prompt token but the first, once and in order"
+    for position, (token, value) in reported.items():
+        assert token == start[position]
+        assert value == pytest.approx(float(expected[position - 1, token]), abs=1e-4)
+
+
+def whole_logprobs(model: LoadedModel, tokens: list[int]) -> torch.Tensor:
+    """Log probabilities after every token, from one prefill of all of them."""
+    kv = KVCache(model.config, 20, 8, model.dtype)
+    length = len(tokens)
+    batch = AttentionBatch.build([length], [length], [list(range(1, 20))], 8)
+    with torch.inference_mode():
+        hidden = model.decoder.forward(torch.tensor(tokens), batch.positions, batch, kv)
+        return torch.log_softmax(model.decoder.logits(hidden), -1)
+
+
+def test_a_prefix_hit_changes_nothing_but_the_work(model: LoadedModel) -> None:
+    start = prompt(8, 41, model)
+    cold = run(engine(model), sequence(1, start))[1, 0]
+    e = engine(model)
+    run(e, sequence(2, start[:25]))
+    warm = sequence(1, start)
+    assert run(e, warm)[1, 0] == cold
+    assert warm.cached_tokens == 24
+    again = sequence(1, start)
+    assert run(e, again)[1, 0] == cold
+    assert again.cached_tokens == 40
+
+
+def test_requests_of_one_prefix_that_arrive_together_compute_it_once(model: LoadedModel) -> None:
+    shared = prompt(9, 40, model)
+    make = [lambda i=i: sequence(i, shared + prompt(i, 5, model), max_tokens=6) for i in range(5)]
+    alone: dict[tuple[object, int], list[int]] = {}
+    for f in make:
+        alone |= run(engine(model), f())
+    e = engine(model)
+    sequences = [f() for f in make]
+    assert run(e, *sequences) == alone
+    assert [s.cached_tokens for s in sequences] == [0, 40, 40, 40, 40]
+
+
+def test_a_ban_shapes_one_row_and_not_its_neighbours(model: LoadedModel) -> None:
+    start = prompt(3, 11, model)
+    plain = run(engine(model), sequence(1, start, temperature=0.0))[1, 0]
+    banned = tuple((token,) for token in set(plain))
+    both = run(
+        engine(model),
+        sequence(1, start, temperature=0.0),
+        sequence(2, prompt(3, 12, model), temperature=0.0, bad_words=banned),
+    )
+    assert both[1, 0] == plain
+    assert not set(both[2, 0]) & set(plain)

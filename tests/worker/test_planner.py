@@ -1,3 +1,5 @@
+import itertools
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -11,8 +13,13 @@ LIMITS = Limits(max_sequences=4, max_step_tokens=8, block_size=4)
 SAMPLING = Sampling(max_tokens=100, seed=0)
 
 
-def sequence(tokens: int, fork_choices: tuple[int, ...] = ()) -> Sequence:
-    return Sequence("r", 0, [1] * tokens, tokens, SAMPLING, fork_choices)
+NEXT_TOKEN = itertools.count()
+
+
+def sequence(tokens: int, fork_choices: tuple[int, ...] = (), content: list[int] | None = None) -> Sequence:
+    """A sequence whose tokens nobody else has, unless `content` is given."""
+    content = content or [next(NEXT_TOKEN) for _ in range(tokens)]
+    return Sequence("r", 0, content[:tokens], tokens, SAMPLING, fork_choices)
 
 
 def planner(blocks: int = 16, **limits: int) -> Planner:
@@ -22,16 +29,12 @@ def planner(blocks: int = 16, **limits: int) -> Planner:
 def run(p: Planner) -> dict[int, int]:
     """Do what the engine does with a plan; how many tokens each sequence computed."""
     plan = p.plan()
-    done = {}
-    for row in plan.rows:
-        completes = row.completes
-        row.sequence.computed += row.num_tokens
-        done[id(row.sequence)] = row.num_tokens
-        if completes:
-            branches = [row.sequence, *(p.fork(row.sequence, c) for c in row.sequence.fork_choices)]
-            for branch in branches:
-                branch.tokens.append(2)
-    return done
+    completed = [row.sequence for row in plan.rows if row.completes]
+    p.commit(plan)
+    for parent in completed:
+        for branch in [parent, *(p.fork(parent, choice) for choice in parent.fork_choices)]:
+            branch.tokens.append(next(NEXT_TOKEN))
+    return {id(row.sequence): row.num_tokens for row in plan.rows}
 
 
 def test_a_long_prompt_is_prefilled_in_chunks_of_the_budget() -> None:
@@ -103,6 +106,96 @@ def test_choices_to_come_count_as_running_sequences() -> None:
     assert len(p.waiting) == 1
 
 
+def test_a_prompt_that_was_computed_before_is_found_again_but_for_its_last_token() -> None:
+    p = planner()
+    content = [next(NEXT_TOKEN) for _ in range(8)]
+    first = sequence(8, content=content)
+    p.add(first)
+    run(p)
+    p.remove(first)
+    again = sequence(8, content=content)
+    p.add(again)
+    assert run(p) == {id(again): 4}, "one block of two: the last token must be computed"
+    assert again.cached_tokens == 4
+    longer = sequence(10, content=[*content, 90001, 90002])
+    p.add(longer)
+    assert run(p)[id(longer)] == 2
+    assert longer.cached_tokens == 8
+
+
+def test_different_salts_share_nothing() -> None:
+    p = planner()
+    content = [next(NEXT_TOKEN) for _ in range(9)]
+    p.add(sequence(9, content=content))
+    run(p)
+    other = sequence(9, content=content)
+    other.cache_salt = "b"
+    p.add(other)
+    run(p)
+    assert other.cached_tokens == 0
+
+
+def test_a_follower_waits_for_the_leader_of_its_prefix_and_then_shares_its_blocks() -> None:
+    p = planner(blocks=32)
+    content = [next(NEXT_TOKEN) for _ in range(20)]
+    leader, follower = sequence(20, content=content), sequence(20, content=content)
+    bystander = sequence(3)
+    for s in (leader, follower, bystander):
+        p.add(s)
+    run(p)
+    assert follower in p.waiting, "its blocks are being computed"
+    while follower in p.waiting:
+        run(p)
+    assert follower.cached_tokens == 16
+    assert follower.block_table[:4] == leader.block_table[:4]
+    run(p)
+    assert bystander in p.running
+
+
+def test_a_follower_goes_on_by_itself_when_its_leader_is_cancelled() -> None:
+    p = planner(blocks=32)
+    content = [next(NEXT_TOKEN) for _ in range(20)]
+    leader, follower = sequence(20, content=content), sequence(20, content=content)
+    p.add(leader)
+    p.add(follower)
+    run(p)
+    p.remove(leader)
+    run(p)
+    assert follower in p.running
+    assert follower.cached_tokens == 8, "what the leader had computed is kept"
+
+
+def test_a_cached_prefix_is_given_up_when_its_blocks_are_needed_oldest_first() -> None:
+    p = planner(blocks=4)
+    contents = [[next(NEXT_TOKEN) for _ in range(5)] for _ in range(3)]
+    for content in contents:
+        s = sequence(5, content=content)
+        p.add(s)
+        run(p)
+        p.remove(s)
+    hits = []
+    for content in reversed(contents):
+        s = sequence(5, content=content)
+        p.add(s)
+        run(p)
+        hits.append(s.cached_tokens)
+        p.remove(s)
+    assert hits[0] == 4, "the one used last is still there"
+    assert p.pool.num_free == 4
+
+
+def test_a_prompt_whose_log_probabilities_are_wanted_is_computed_whole() -> None:
+    p = planner()
+    content = [next(NEXT_TOKEN) for _ in range(9)]
+    p.add(sequence(9, content=content))
+    run(p)
+    s = sequence(9, content=content)
+    s.sampling = Sampling(max_tokens=1, seed=0, prompt_logprobs=0)
+    p.add(s)
+    run(p)
+    assert s.cached_tokens == 0
+
+
 class RandomTraffic(RuleBasedStateMachine):
     """Arrivals, steps, cancels and ends in any order, with a cache that is often too small."""
 
@@ -111,9 +204,10 @@ class RandomTraffic(RuleBasedStateMachine):
         self.planner = planner(blocks=9)
         self.live: list[Sequence] = []
 
-    @rule(tokens=st.integers(1, 30), forks=st.integers(0, 3))
-    def arrive(self, tokens: int, forks: int) -> None:
-        s = sequence(tokens, tuple(range(1, forks + 1)))
+    @rule(tokens=st.integers(1, 30), forks=st.integers(0, 3), shared=st.booleans())
+    def arrive(self, tokens: int, forks: int, shared: bool) -> None:
+        content = list(range(10**6, 10**6 + 30)) if shared else None
+        s = sequence(tokens, tuple(range(1, forks + 1)), content)
         self.planner.add(s)
         self.live.append(s)
 

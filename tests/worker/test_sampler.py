@@ -7,16 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfllm.messages import Sampling
-from sfllm_worker.sampling.sampler import SamplingRow, inverse_cdf, sample
+from sfllm_worker.sampling.adjust import SamplingRow
+from sfllm_worker.sampling.sampler import inverse_cdf, sample
 
 
-def row(position: int = 0, choice: int = 0, banned: tuple[int, ...] = (), **fields: float) -> SamplingRow:
-    return SamplingRow(Sampling(**{"max_tokens": 8, "seed": 1, **fields}), choice, position, banned)
+def row(position: int = 0, choice: int = 0, banned: tuple[int, ...] = (), **fields: object) -> SamplingRow:
+    sampling = Sampling(**{"max_tokens": 8, "seed": 1, **fields})
+    return SamplingRow(sampling, choice, [0] * position, 0, banned)
 
 
 def kept_tokens(logits: torch.Tensor, draws: int = 600, **fields: float) -> set[int]:
     rows = [row(position=i, **fields) for i in range(draws)]
-    tokens, sound = sample(logits.repeat(draws, 1), rows)
+    tokens, sound, _ = sample(logits.repeat(draws, 1), rows)
     assert all(sound)
     return set(tokens)
 
@@ -31,15 +33,15 @@ def test_greedy_and_sampled_rows_share_a_batch_and_do_not_affect_each_other() ->
     rows = [
         row(position=i, seed=i, temperature=[0.0, 0.7, 1.5][i % 3], top_p=[1, 0.8][i % 2]) for i in range(6)
     ]
-    together, _ = sample(logits.clone(), rows)
-    alone = [sample(logits[i : i + 1].clone(), [rows[i]])[0][0] for i in range(6)]
+    together, _, _ = sample(logits.clone(), rows)
+    alone = [sample(logits[i : i + 1].clone(), [rows[i]]).tokens[0] for i in range(6)]
     assert together == alone
 
 
 def test_sampled_frequencies_follow_the_softmax_at_the_temperature() -> None:
     logits = torch.tensor([1.0, 0.0, 2.0, -1.0, 0.5])
     draws = 8000
-    tokens, _ = sample(logits.repeat(draws, 1), [row(position=i, temperature=0.8) for i in range(draws)])
+    tokens, _, _ = sample(logits.repeat(draws, 1), [row(position=i, temperature=0.8) for i in range(draws)])
     counts = torch.bincount(torch.tensor(tokens), minlength=5).double()
     expected = torch.softmax(logits.double() / 0.8, -1) * draws
     assert float(((counts - expected) ** 2 / expected).sum()) < 18.5  # 0.999 quantile, 4 degrees of freedom
@@ -104,7 +106,7 @@ def test_no_filtered_token_is_ever_drawn(
         logits,
         msgspec.structs.replace(sampling, top_p=min(1.0, top_p * (1 + 1e-5)), min_p=min_p * (1 - 1e-5)),
     )
-    tokens, _ = sample(logits.repeat(40, 1), [SamplingRow(sampling, 0, i, ()) for i in range(40)])
+    tokens, _, _ = sample(logits.repeat(40, 1), [SamplingRow(sampling, 0, [0] * i, 0) for i in range(40)])
     assert all(bool(allowed[token]) for token in tokens)
 
 
@@ -117,7 +119,7 @@ def test_a_row_that_is_not_finite_is_reported_and_spares_the_others() -> None:
     logits = torch.zeros(3, 10)
     logits[1, 4] = math.nan
     logits[2, 7] = 5.0
-    tokens, sound = sample(logits, [row(temperature=0.0), row(temperature=0.9), row(temperature=0.0)])
+    tokens, sound, _ = sample(logits, [row(temperature=0.0), row(temperature=0.9), row(temperature=0.0)])
     assert sound == [True, False, True]
     assert tokens[2] == 7
 

@@ -52,7 +52,7 @@ class Scheduler:
         self.assets = RouterLink(self.context, f"ipc://{directory}/assets")
         self.decode = wire.decoder(WORKER_TO_SCHEDULER)
         command = [sys.executable, "-m", "sfllm_worker", "--model=tiny-llama", "--load-format=dummy"]
-        command += ["--dtype=float32", "--threads=1", "--kv-cache-tokens=2048", "--served-model-name=tiny"]
+        command += ["--dtype=float32", "--threads=1", "--max-running-tokens=2048", "--served-model-name=tiny"]
         command += [
             f"--worker-address=ipc://{directory}/workers",
             f"--asset-address=ipc://{directory}/assets",
@@ -261,7 +261,7 @@ def test_help_answers_without_loading_a_model() -> None:
         timeout=30,
     )
     assert done.returncode == 0
-    assert "SFLLM_KV_CACHE_TOKENS" in done.stdout
+    assert "SFLLM_MAX_RUNNING_TOKENS" in done.stdout
 
 
 def test_a_model_that_is_not_there_is_a_readable_error() -> None:

@@ -147,10 +147,16 @@ def _sequences(
     fresh = [choice for choice, tokens in zip(granted.choices, generated, strict=True) if not tokens]
     for start in range(0, len(fresh), max_sequences):
         leader, *forks = fresh[start : start + max_sequences]
-        yield Sequence(key, leader, list(prompt), len(prompt), granted.sampling, tuple(forks))
+        yield Sequence(
+            *(key, leader, list(prompt), len(prompt), granted.sampling, tuple(forks)),
+            cache_salt=granted.cache_salt,
+        )
     for choice, tokens in zip(granted.choices, generated, strict=True):
         if tokens:
-            yield Sequence(key, choice, prompt + tokens, len(prompt), granted.sampling)
+            yield Sequence(
+                *(key, choice, prompt + tokens, len(prompt), granted.sampling),
+                cache_salt=granted.cache_salt,
+            )
 
 
 def split_grant(

@@ -30,6 +30,13 @@ class WorkerMetrics:
         self._step_seconds = metrics.histogram(
             "step_duration_seconds", "Duration of a step", TOKEN_LATENCY_BUCKETS, labels
         ).labels(*self._values)
+        self._prefix_queries = metrics.counter(
+            "prefix_cache_queries_total", "Tokens of admitted sequences looked up in the prefix cache", labels
+        ).labels(*self._values)
+        self._prefix_hits = metrics.counter(
+            "prefix_cache_hits_total", "Tokens of admitted sequences found in the prefix cache", labels
+        ).labels(*self._values)
+        self._seen_queries = self._seen_hits = 0
         self._startup = metrics.gauge(
             "startup_seconds", "Duration of each phase of the start", (*labels, "phase")
         )
@@ -48,6 +55,10 @@ class WorkerMetrics:
         """Show what the engine holds now."""
         planner = engine.planner
         used = planner.pool.num_blocks - planner.pool.num_free
+        prefixes = planner.prefixes
+        self._prefix_queries.inc(prefixes.queried_tokens - self._seen_queries)
+        self._prefix_hits.inc(prefixes.hit_tokens - self._seen_hits)
+        self._seen_queries, self._seen_hits = prefixes.queried_tokens, prefixes.hit_tokens
         self._running.set(len(planner.running))
         self._waiting.set(len(planner.waiting))
         self._kv_usage.set(used / planner.pool.num_blocks)

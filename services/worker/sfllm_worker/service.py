@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 
 import structlog
 
@@ -19,6 +20,8 @@ from sfllm.messages import (
     Grant,
     GrantedRequest,
     Message,
+    PromptLogprobs,
+    Sampling,
     Timings,
     WorkerBeat,
     WorkerBye,
@@ -26,12 +29,13 @@ from sfllm.messages import (
     WorkerDraining,
     WorkerFault,
     WorkerFinished,
+    WorkerPromptLogprobs,
     WorkerTokens,
 )
 from sfllm.token_batch import TokenBatch
-from sfllm.wire import Array
+from sfllm.wire import Array, as_array
 from sfllm_worker.beats import Beater
-from sfllm_worker.engine.engine import Engine, Progress, StepResult
+from sfllm_worker.engine.engine import Engine, Progress, PromptReport, StepResult
 from sfllm_worker.ledger import HeldRequest, Ledger, RequestKey, split_grant
 from sfllm_worker.link import SchedulerLink
 from sfllm_worker.metrics import WorkerMetrics
@@ -160,8 +164,8 @@ class WorkerService:
                 return f"{len(tokens)} tokens do not fit the model's context"
             if max(tokens) >= self._vocab_size:
                 return f"token id {max(tokens)} is not in the vocabulary of {self._vocab_size}"
-        if any(not 0 <= token < self._vocab_size for token in granted.sampling.stop_token_ids):
-            return "a stop token id is not in the vocabulary"
+        if any(not 0 <= token < self._vocab_size for token in _named_tokens(granted.sampling)):
+            return "a token id of the sampling parameters is not in the vocabulary"
         if granted.sampling.max_tokens < 1 or any(
             count >= granted.sampling.max_tokens for count in granted.generated_counts
         ):
@@ -188,6 +192,8 @@ class WorkerService:
         for sequence in result.admitted:
             held = self._ledger.track(sequence)
             held.admitted_at = held.admitted_at or started
+        for report in result.prompt_reports:
+            self._send_prompt_logprobs(report)
         if result.progress:
             self._send(result, ended)
         self._metrics.step(result, ended - started)
@@ -204,8 +210,10 @@ class WorkerService:
             held = self._ledger.track(sequence)
             held.first_token_at = held.first_token_at or now
             if progress.token is not None:
+                start = sequence.generated - 1
                 batches[held.key.gateway].append(
-                    held.key.handle, held.attempt, sequence.choice, sequence.generated - 1, (progress.token,)
+                    *(held.key.handle, held.attempt, sequence.choice, start, (progress.token,)),
+                    logprobs=progress.logprobs,
                 )
             if progress.finish is not None:
                 finished.append((held, progress))
@@ -214,6 +222,15 @@ class WorkerService:
         for held, progress in finished:
             if self._ledger.get(held.key) is held:
                 self._finish(held, progress, lease, now)
+
+    def _send_prompt_logprobs(self, report: PromptReport) -> None:
+        lease = self._link.lease
+        assert lease is not None, "without a lease nothing is held"
+        held = self._ledger.track(report.sequence)
+        width, ids, values = report.logprobs
+        header = PromptLogprobs(held.key.handle, held.attempt, report.start, width)
+        message = WorkerPromptLogprobs(lease, held.key.gateway, header)
+        self._link.send(message, as_array("I", ids), as_array("f", values))
 
     def _finish(self, held: HeldRequest, progress: Progress, lease: int, now: float) -> None:
         sequence = progress.sequence
@@ -232,7 +249,7 @@ class WorkerService:
             reason=progress.finish,
             stop_token_id=progress.stop_token_id,
             prompt_tokens=held.prompt_count,
-            cached_tokens=0,
+            cached_tokens=sequence.cached_tokens or 0,
             generated_tokens=sequence.generated,
             timings=Timings(
                 queue_seconds=held.queue_seconds + admitted_at - held.granted_at,
@@ -266,3 +283,11 @@ class WorkerService:
                 free_kv_tokens=self._engine.free_kv_tokens,
             )
         )
+
+
+def _named_tokens(sampling: Sampling) -> Iterator[int]:
+    """Every token id that the sampling parameters name."""
+    yield from sampling.stop_token_ids
+    yield from sampling.allowed_token_ids
+    yield from (token for token, _ in sampling.logit_bias)
+    yield from (token for word in sampling.bad_words for token in word)

@@ -9,6 +9,10 @@ import torch
 CPU_CACHE_BYTES = 4 * 2**30
 """Unless asked for more, a CPU worker leaves the rest of a newcomer's machine alone."""
 
+LARGEST_AUTOMATIC_BATCH = 256
+TYPICAL_SEQUENCE_TOKENS = 512
+"""What a sequence is expected to take of the cache; longer ones make the batch smaller by themselves."""
+
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
 
@@ -49,6 +53,12 @@ def cache_blocks(
     if device.type == "cpu":
         budget = min(budget, CPU_CACHE_BYTES)
     return max(1, min(budget // bytes_per_block, -(-useful_tokens // block_size)))
+
+
+def automatic_batch_size(cache_tokens: int, max_model_len: int) -> int:
+    """The most sequences in a step, so that a cache of that size is neither idle nor fought over."""
+    expected = min(TYPICAL_SEQUENCE_TOKENS, max_model_len)
+    return max(1, min(LARGEST_AUTOMATIC_BATCH, cache_tokens // expected))
 
 
 def free_bytes(device: torch.device) -> int:

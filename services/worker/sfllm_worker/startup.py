@@ -24,7 +24,13 @@ from sfllm_worker.link import SchedulerLink
 from sfllm_worker.load import LoadedModel, load_model
 from sfllm_worker.metrics import WorkerMetrics
 from sfllm_worker.service import WorkerService
-from sfllm_worker.sizing import cache_blocks, choose_device, choose_dtype
+from sfllm_worker.sizing import (
+    LARGEST_AUTOMATIC_BATCH,
+    automatic_batch_size,
+    cache_blocks,
+    choose_device,
+    choose_dtype,
+)
 
 _log = structlog.get_logger()
 
@@ -98,14 +104,15 @@ def build_engine(settings: WorkerSettings, model: LoadedModel, device: torch.dev
         device=device,
         bytes_per_block=bytes_per_block(model.config, settings.block_size, model.dtype),
         block_size=settings.block_size,
-        cache_tokens=settings.kv_cache_tokens,
+        cache_tokens=settings.max_running_tokens,
         mem_fraction=settings.mem_fraction,
-        useful_tokens=settings.max_batch_size * context,
+        useful_tokens=(settings.max_batch_size or LARGEST_AUTOMATIC_BATCH) * context,
     )
     kv = KVCache(model.config, blocks + 1, settings.block_size, model.dtype, device)
+    batch_size = settings.max_batch_size or automatic_batch_size(blocks * settings.block_size, context)
     limits = Limits(
-        max_sequences=settings.max_batch_size,
-        max_step_tokens=max(settings.max_step_tokens, settings.max_batch_size),
+        max_sequences=batch_size,
+        max_step_tokens=max(settings.max_step_tokens, batch_size),
         block_size=settings.block_size,
     )
     max_model_len = min(context, blocks * settings.block_size)
@@ -133,7 +140,13 @@ def make_card(settings: WorkerSettings, model: LoadedModel, engine: Engine) -> M
         vocab_size=model.config.vocab_size,
         eos_token_ids=model.eos_token_ids,
         assets=tuple(asset_of(name, content) for name, content in sorted(model.assets.items())),
-        defaults=GenerationDefaults(defaults.temperature, defaults.top_p, defaults.top_k, defaults.min_p),
+        defaults=GenerationDefaults(
+            defaults.temperature,
+            defaults.top_p,
+            defaults.top_k,
+            defaults.min_p,
+            defaults.repetition_penalty,
+        ),
     )
 
 

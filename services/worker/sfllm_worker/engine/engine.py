@@ -7,18 +7,21 @@ sampled and the sequences advance. The engine knows nothing of sockets, clocks o
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from itertools import starmap
+from itertools import accumulate, starmap
 from typing import Literal, NamedTuple
 
 import torch
 
+from sfllm.token_batch import NO_LOGPROBS, Logprobs
 from sfllm_worker.engine.planner import Limits, Planner, Row, StepPlan
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.graphs.runner import GraphRunner, StepInputs
 from sfllm_worker.kv.block_pool import BlockPool
 from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.model.attention import AttentionBatch
-from sfllm_worker.sampling.sampler import SamplingRow, sample
+from sfllm_worker.sampling.adjust import SamplingRow
+from sfllm_worker.sampling.logprobs import token_logprobs
+from sfllm_worker.sampling.sampler import sample
 
 FinishReason = Literal["stop", "length", "fault"]
 
@@ -34,12 +37,22 @@ class Progress(NamedTuple):
     token: int | None
     finish: FinishReason | None = None
     stop_token_id: int = -1
+    logprobs: Logprobs = NO_LOGPROBS
+
+
+class PromptReport(NamedTuple):
+    """Log probabilities of a sequence's prompt tokens `start ..`."""
+
+    sequence: Sequence
+    start: int
+    logprobs: Logprobs
 
 
 class StepResult(NamedTuple):
     """Everything that changed in a step."""
 
     progress: list[Progress]
+    prompt_reports: list[PromptReport]
     admitted: list[Sequence]
     preempted: int
     num_tokens: int
@@ -106,18 +119,21 @@ class Engine:
         """Run one step over whatever can run, and say what came of it."""
         plan = self.planner.plan()
         if not plan.rows:
-            return StepResult([], plan.admitted, len(plan.preempted), 0)
+            return StepResult([], [], plan.admitted, len(plan.preempted), 0)
         if plan.copies:
             self._kv.copy_blocks(plan.copies)
-        targets, inputs = self._inputs(plan)
+        targets = [row for row in plan.rows if row.completes]
+        spans = list(filter(None, map(_prompt_span, plan.rows)))
+        inputs = self._inputs(plan, spans)
         logits = self._runner.run(inputs)
-        for row in plan.rows:
-            # The token to be sampled is what remains after this, so `computed` stays below the length.
-            row.sequence.computed += row.num_tokens
-        progress = self._advance(targets, logits) if targets else []
-        return StepResult(progress, plan.admitted, len(plan.preempted), len(inputs.token_ids))
+        # Each completed sequence gets a token now or ends, so `computed` stays below its length.
+        self.planner.commit(plan)
+        reports = _report(spans, logits[len(targets) :])
+        progress = self._advance(targets, logits[: len(targets)]) if targets else []
+        return StepResult(progress, reports, plan.admitted, len(plan.preempted), len(inputs.token_ids))
 
-    def _inputs(self, plan: StepPlan) -> tuple[list[Row], StepInputs]:
+    def _inputs(self, plan: StepPlan, spans: list[_PromptSpan]) -> StepInputs:
+        """Lay out a step. Logits are wanted of completed sequences' last tokens, then of the spans."""
         token_ids: list[int] = []
         for sequence, count in plan.rows:
             token_ids += sequence.tokens[sequence.computed : sequence.computed + count]
@@ -128,11 +144,14 @@ class Engine:
             block_size=self.planner.limits.block_size,
             device=self._device,
         )
-        targets = [row for row in plan.rows if row.completes]
-        wanted = [index for index, row in enumerate(plan.rows) if row.completes]
+        ends = list(accumulate(row.num_tokens for row in plan.rows))
+        wanted = [end - 1 for end, row in zip(ends, plan.rows, strict=True) if row.completes]
+        starts = {id(row.sequence): end - row.num_tokens for end, row in zip(ends, plan.rows, strict=True)}
+        for sequence, start, count in spans:
+            first = starts[id(sequence)] + start - 1 - sequence.computed
+            wanted += range(first, first + count)
         ids = torch.tensor(token_ids, dtype=torch.int64, device=self._device)
-        rows = torch.tensor(wanted, dtype=torch.int64, device=self._device)
-        return targets, StepInputs(ids, batch, batch.last_rows[rows])
+        return StepInputs(ids, batch, torch.tensor(wanted, dtype=torch.int64, device=self._device))
 
     def _advance(self, targets: list[Row], logits: torch.Tensor) -> list[Progress]:
         """Sample a token for every sequence that is fully computed, its forks included."""
@@ -145,20 +164,19 @@ class Engine:
             logit_rows += [index] * len(branches)
         if len(sequences) > len(targets):
             logits = logits[logit_rows]
-        tokens, sound = sample(logits, [self._sampling_row(sequence) for sequence in sequences])
-        return list(starmap(self._take, zip(sequences, tokens, sound, strict=True)))
+        sampled = sample(logits, [self._sampling_row(sequence) for sequence in sequences])
+        return list(starmap(self._take, zip(sequences, *sampled, strict=True)))
 
     def _sampling_row(self, sequence: Sequence) -> SamplingRow:
         sampling = sequence.sampling
         too_short = sequence.generated < sampling.min_tokens
         banned = self._eos_token_ids + sampling.stop_token_ids if too_short else ()
-        return SamplingRow(sampling, sequence.choice, sequence.generated, banned)
+        return SamplingRow(sampling, sequence.choice, sequence.tokens, sequence.prompt_count, banned)
 
-    def _take(self, sequence: Sequence, token: int, sound: bool) -> Progress:
+    def _take(self, sequence: Sequence, token: int, sound: bool, logprobs: Logprobs) -> Progress:
         if not sound:
             # A NaN left in a free block would spoil the next sequence even where it is masked.
-            own = [block for block in sequence.block_table if not self.planner.pool.is_shared(block)]
-            self._kv.zero_blocks(own)
+            self._kv.zero_blocks(self.planner.spoil(sequence))
             self.planner.remove(sequence)
             return Progress(sequence, None, "fault")
         sampling = sequence.sampling
@@ -169,5 +187,37 @@ class Engine:
         sequence.tokens.append(token)
         if sequence.generated >= sampling.max_tokens or len(sequence.tokens) >= self.max_model_len:
             self.planner.remove(sequence)
-            return Progress(sequence, token, "length")
-        return Progress(sequence, token)
+            return Progress(sequence, token, "length", logprobs=logprobs)
+        return Progress(sequence, token, logprobs=logprobs)
+
+
+class _PromptSpan(NamedTuple):
+    """Prompt tokens `start .. start + num_tokens` of a sequence, whose log probabilities this step gives."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+
+
+def _prompt_span(row: Row) -> _PromptSpan | None:
+    """The prompt tokens that a row's logits predict and that were not reported yet."""
+    sequence, num_tokens = row
+    if sequence.sampling.prompt_logprobs < 0:
+        return None
+    start = max(sequence.reported_prompt, sequence.computed + 1)
+    end = min(sequence.prompt_count, sequence.computed + num_tokens + 1)
+    return _PromptSpan(sequence, start, end - start) if start < end else None
+
+
+def _report(spans: list[_PromptSpan], logits: torch.Tensor) -> list[PromptReport]:
+    reports = []
+    offset = 0
+    for sequence, start, count in spans:
+        tokens = sequence.tokens[start : start + count]
+        top = sequence.sampling.prompt_logprobs
+        reports.append(
+            PromptReport(sequence, start, token_logprobs(logits[offset : offset + count], tokens, top))
+        )
+        sequence.reported_prompt = start + count
+        offset += count
+    return reports

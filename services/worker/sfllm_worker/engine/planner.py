@@ -4,6 +4,7 @@ Every running sequence that has one token left to compute decodes; the rest of t
 step's token budget goes to prefill, in chunks, oldest first, and then to admissions.
 When a decode finds no free block, the youngest running sequence is preempted: its
 blocks are freed and it is computed again later (recompute, as in vLLM, SOSP 2023).
+A sequence whose prompt begins like one that is being computed waits for those blocks.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+from sfllm_worker.engine.prefixes import Prefixes
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.kv.block_pool import BlockPool
 
@@ -58,6 +60,7 @@ class Planner:
         self.pool = pool
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.prefixes = Prefixes(pool, limits.block_size)
         self._slots_used = 0
 
     @property
@@ -106,6 +109,18 @@ class Planner:
         plan.rows.sort(key=lambda row: row.num_tokens > 1)
         return plan
 
+    def commit(self, plan: StepPlan) -> None:
+        """The planned step ran: its tokens are in the cache, and full blocks can be found there."""
+        for sequence, num_tokens in plan.rows:
+            before = sequence.computed
+            sequence.computed += num_tokens
+            self.prefixes.publish(sequence, before)
+
+    def spoil(self, sequence: Sequence) -> list[int]:
+        """What a running sequence computed is no good: nobody may find it. Blocks that only it has."""
+        self.pool.unpublish(sequence.block_table)
+        return [block for block in sequence.block_table if not self.pool.is_shared(block)]
+
     def _plan_decode(self, sequence: Sequence, plan: StepPlan) -> None:
         while not self._can_write_next(sequence):
             victim = self.running[-1]
@@ -134,18 +149,36 @@ class Planner:
         return count
 
     def _admit_next(self, plan: StepPlan) -> bool:
-        if not self.waiting:
-            return False
-        sequence = self.waiting[0]
-        blocks = -(-len(sequence.tokens) // self.limits.block_size)
-        if self._slots_used + sequence.slots > self.limits.max_sequences or blocks > self.pool.num_free:
-            return False
-        self.waiting.popleft()
-        sequence.block_table = self.pool.allocate(blocks)
+        """Admit the first waiting sequence that does not wait for another's blocks, if it has room."""
+        for sequence in self.waiting:
+            cached = self.prefixes.find(sequence)
+            if self.prefixes.leader_of(sequence, cached) is not None:
+                continue
+            if not self._has_room(sequence, cached):
+                return False
+            self.waiting.remove(sequence)
+            self._admit(sequence, cached)
+            plan.admitted.append(sequence)
+            return True
+        return False
+
+    def _blocks_to_allocate(self, sequence: Sequence, cached: list[int]) -> int:
+        return -(-len(sequence.tokens) // self.limits.block_size) - len(cached)
+
+    def _has_room(self, sequence: Sequence, cached: list[int]) -> bool:
+        free = self.pool.num_free - self.pool.num_free_among(cached)
+        return (
+            self._slots_used + sequence.slots <= self.limits.max_sequences
+            and self._blocks_to_allocate(sequence, cached) <= free
+        )
+
+    def _admit(self, sequence: Sequence, cached: list[int]) -> None:
+        self.pool.share(cached)
+        sequence.block_table = cached + self.pool.allocate(self._blocks_to_allocate(sequence, cached))
+        sequence.computed = len(cached) * self.limits.block_size
         self.running.append(sequence)
         self._slots_used += sequence.slots
-        plan.admitted.append(sequence)
-        return True
+        self.prefixes.admitted(sequence, cached)
 
     def _preempt(self, sequence: Sequence, plan: StepPlan) -> None:
         self._stop(sequence)
@@ -154,6 +187,7 @@ class Planner:
         plan.preempted.append(sequence)
 
     def _stop(self, sequence: Sequence) -> None:
+        self.prefixes.stopped(sequence)
         self.running.remove(sequence)
         self._slots_used -= sequence.slots
         self.pool.release(sequence.block_table)
@@ -162,6 +196,7 @@ class Planner:
     def check_integrity(self) -> None:
         """Raise AssertionError unless the invariants hold."""
         self.pool.check_integrity()
+        self.prefixes.check_integrity(self.running)
         assert self._slots_used == sum(sequence.slots for sequence in self.running)
         assert self._slots_used <= self.limits.max_sequences
         assert not any(sequence.block_table for sequence in self.waiting)

@@ -15,6 +15,9 @@ class Sequence:
     `tokens` is prompt plus output. `computed` of them have their keys and values in the cache,
     in the blocks of `block_table`; the rest is what the next steps compute. `fork_choices`
     are further choices of the same request that branch off when the prompt is computed.
+    `hashes` name the full blocks of tokens so far as they were needed. `cached_tokens` were found
+    in the prefix cache at its first admission, None before it. `reported_prompt` prompt tokens have
+    had their log probabilities reported, where those were asked for.
     Invariant: 0 <= computed < len(tokens), and block_table covers at least `computed` tokens.
     """
 
@@ -26,6 +29,10 @@ class Sequence:
     fork_choices: tuple[int, ...] = ()
     computed: int = 0
     block_table: list[int] = field(default_factory=list)
+    cache_salt: str = ""
+    hashes: list[bytes] = field(default_factory=list)
+    cached_tokens: int | None = None
+    reported_prompt: int = 1
 
     @property
     def remaining(self) -> int:
@@ -52,4 +59,8 @@ class Sequence:
             sampling=self.sampling,
             computed=self.computed,
             block_table=list(self.block_table),
+            cache_salt=self.cache_salt,
+            hashes=list(self.hashes),
+            cached_tokens=self.cached_tokens,
+            reported_prompt=self.prompt_count,
         )

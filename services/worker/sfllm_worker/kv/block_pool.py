@@ -1,27 +1,36 @@
-"""Which KV blocks are free and how many sequences refer to each of the others.
+"""Which KV blocks are free, who refers to the others, and which hold a prefix worth finding again.
 
 Pure bookkeeping of block numbers; the tensors are in `cache.py`. Block 0 is never
 handed out: padding rows of a captured graph may write to it.
+
+A full block may be published under the hash of all tokens up to its end (`prefix_hash.py`). It
+can be found by that hash as long as its content stands: while someone refers to it, and after
+that until the block is needed for something else. Free blocks are reused in the order in which
+they fell free, those without a hash first, so that the prefixes used last live longest (LRU,
+each operation in constant time).
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 
 
 class BlockPool:
     """Owner of the block numbers `1 .. num_blocks - 1`.
 
-    Invariant: every block is either in the free list with no reference, or referenced at
-    least once and not in the list; so free + referenced is the total at every moment.
+    Invariants: every block is either free with no reference, or referenced at least once and not
+    free, so that free + referenced is the total at every moment; a hash names one block and a
+    block has at most one hash.
     """
 
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 2:
             raise ValueError(f"a pool needs block 0 and at least one more, got {num_blocks}")
         self._references = [0] * num_blocks
-        self._free = deque(range(1, num_blocks))
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(1, num_blocks))
+        self._block_of: dict[bytes, int] = {}
+        self._hash_of: dict[int, bytes] = {}
 
     @property
     def num_blocks(self) -> int:
@@ -30,40 +39,75 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody refers to."""
+        """Blocks that nobody refers to, those that can still be found by a hash included."""
         return len(self._free)
 
     def allocate(self, count: int) -> list[int]:
         """`count` blocks with one reference each. Raises ValueError when so many are not free."""
         if count > len(self._free):
             raise ValueError(f"{count} blocks asked for, {len(self._free)} are free")
-        blocks = [self._free.popleft() for _ in range(count)]
+        blocks = [self._free.popitem(last=False)[0] for _ in range(count)]
         for block in blocks:
             self._references[block] = 1
+        self.unpublish(blocks)
         return blocks
 
+    def find(self, hashes: Iterable[bytes]) -> list[int]:
+        """The blocks of the longest prefix of `hashes` that is here. `share` them before anything else."""
+        found = []
+        for prefix_hash in hashes:
+            block = self._block_of.get(prefix_hash)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def num_free_among(self, blocks: Sequence[int]) -> int:
+        """How many of `blocks` nobody refers to: sharing those takes them out of the free ones."""
+        return sum(self._references[block] == 0 for block in blocks)
+
     def share(self, blocks: Iterable[int]) -> None:
-        """One more sequence refers to each of these blocks."""
+        """One more sequence refers to each of these blocks, which others refer to or `find` gave."""
         for block in blocks:
-            assert self._references[block] > 0, f"block {block} is free and cannot be shared"
+            if self._references[block] == 0:
+                assert block in self._hash_of, f"block {block} is free and holds nothing"
+                del self._free[block]
             self._references[block] += 1
 
     def is_shared(self, block: int) -> bool:
         """Whether more than one sequence refers to `block`: it must be copied before it is written."""
         return self._references[block] > 1
 
-    def release(self, blocks: Iterable[int]) -> None:
-        """One sequence less refers to each of these blocks; those without a reference become free."""
-        for block in blocks:
+    def release(self, blocks: Sequence[int]) -> None:
+        """One sequence less refers to each of these blocks; those without a reference become free.
+
+        A table's last blocks are forgotten before its first ones, which more prompts share.
+        """
+        for block in reversed(blocks):
             assert self._references[block] > 0, f"block {block} was released twice"
             self._references[block] -= 1
             if self._references[block] == 0:
-                self._free.append(block)
+                self._free[block] = None
+                if block not in self._hash_of:
+                    self._free.move_to_end(block, last=False)
+
+    def publish(self, block: int, prefix_hash: bytes) -> None:
+        """Let `block`, which is full and will not be written again, be found by its hash."""
+        assert self._references[block] > 0, f"block {block} is free and cannot be published"
+        if prefix_hash not in self._block_of and block not in self._hash_of:
+            self._block_of[prefix_hash] = block
+            self._hash_of[block] = prefix_hash
+
+    def unpublish(self, blocks: Iterable[int]) -> None:
+        """These blocks can no longer be found."""
+        for block in blocks:
+            prefix_hash = self._hash_of.pop(block, None)
+            if prefix_hash is not None:
+                del self._block_of[prefix_hash]
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless the invariant holds."""
-        free = set(self._free)
-        assert len(free) == len(self._free), "a block is in the free list twice"
-        assert 0 not in free, "the padding block is in the free list"
+        """Raise AssertionError unless the invariants hold."""
+        assert 0 not in self._free, "the padding block is free"
         for block, references in enumerate(self._references[1:], start=1):
-            assert (references == 0) == (block in free), f"block {block}: {references} references"
+            assert (references == 0) == (block in self._free), f"block {block}: {references} references"
+        assert {block: name for name, block in self._block_of.items()} == self._hash_of

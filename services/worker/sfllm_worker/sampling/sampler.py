@@ -1,10 +1,10 @@
 """From logits to tokens.
 
-Greedy rows take the first largest logit and need no softmax. The others go through
-temperature, min-p, top-k and top-p, in this order, and then take the token at which the
-cumulative distribution passes one keyed uniform number. All of it is float32, in
-token-id order, summed in a fixed order of blocks, so that a row's result depends neither
-on its neighbours nor on the device's reduction order.
+Each request's own changes come first (`adjust.py`). Greedy rows take the first largest logit
+and need no softmax. The others go through temperature, min-p, top-k and top-p, in this order,
+and then take the token at which the cumulative distribution passes one keyed uniform number.
+All of it is float32, in token-id order, summed in a fixed order of blocks, so that a row's
+result depends neither on its neighbours nor on the device's reduction order.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from sfllm.messages import Sampling
+from sfllm.token_batch import NO_LOGPROBS, Logprobs
+from sfllm_worker.sampling.adjust import SamplingRow, adjust, adjusts
+from sfllm_worker.sampling.logprobs import token_logprobs
 from sfllm_worker.sampling.philox import Purpose, uniforms
 
 GREEDY_BELOW_TEMPERATURE = 1e-5
@@ -24,24 +27,24 @@ TOP_CANDIDATES = 1024
 """Sorting the whole vocabulary is slow; almost always the kept tokens are among so many."""
 
 
-class SamplingRow(NamedTuple):
-    """How to choose the token of one row: `position` is the index of the output token to come."""
-
-    sampling: Sampling
-    choice: int
-    position: int
-    banned: tuple[int, ...]
-
-
-def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int], list[bool]]:
-    """A token for each row of `logits` (float32 [num_rows, vocab_size]), and whether the row was sound.
+class Sampled(NamedTuple):
+    """Per row: the token, whether the row was sound, and the log probabilities that were asked for.
 
     A row with a NaN, or whose every token is banned, is not sound and its token means nothing.
-    `logits` may be changed in place.
     """
+
+    tokens: list[int]
+    sound: list[bool]
+    logprobs: list[Logprobs]
+
+
+def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
+    """Choose a token for each row of `logits` (float32 [num_rows, vocab_size], changed in place)."""
+    reported = [index for index, row in enumerate(rows) if row.sampling.logprobs >= 0]
+    original = logits[reported] if reported else None
     for index, row in enumerate(rows):
-        if row.banned:
-            logits[index, list(row.banned)] = -torch.inf
+        if adjusts(row):
+            adjust(logits[index], row)
     best, tokens = logits.max(dim=-1)
     sound = torch.isfinite(best)
     random_rows = [
@@ -51,7 +54,13 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int], list
         chosen = [rows[index] for index in random_rows]
         subset = logits if len(random_rows) == len(rows) else logits[random_rows]
         tokens[random_rows] = _sample_random(subset, chosen)
-    return tokens.tolist(), sound.tolist()
+    chosen_tokens = tokens.tolist()
+    logprobs = [NO_LOGPROBS] * len(rows)
+    if original is not None:
+        for place, index in enumerate(reported):
+            top = rows[index].sampling.logprobs
+            logprobs[index] = token_logprobs(original[place : place + 1], [chosen_tokens[index]], top)
+    return Sampled(chosen_tokens, sound.tolist(), logprobs)
 
 
 def _sample_random(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:

@@ -1,0 +1,78 @@
+"""Finding computed prefixes in the cache, and waiting for those that are being computed."""
+
+from __future__ import annotations
+
+from sfllm_worker.engine.sequence import Sequence
+from sfllm_worker.kv.block_pool import BlockPool
+from sfllm_worker.kv.prefix_hash import extend_hashes
+
+
+class Prefixes:
+    """Owner of what is being computed: which running sequence will publish which hash.
+
+    Invariant: every entry's sequence is running and has not published that block yet. So whoever
+    waits for an entry waits for progress, and is free to compute by itself when the leader is gone.
+    """
+
+    def __init__(self, pool: BlockPool, block_size: int) -> None:
+        self._pool = pool
+        self._block_size = block_size
+        self._leaders: dict[bytes, Sequence] = {}
+        self.queried_tokens = 0
+        self.hit_tokens = 0
+
+    def find(self, sequence: Sequence) -> list[int]:
+        """Blocks of the longest cached prefix, but never of all its tokens: one must be computed.
+
+        Sequences whose prompt's log probabilities are wanted compute everything.
+        """
+        if sequence.sampling.prompt_logprobs >= 0 and sequence.reported_prompt < sequence.prompt_count:
+            return []
+        return self._pool.find(self._hashes(sequence)[: self._usable(sequence)])
+
+    def leader_of(self, sequence: Sequence, cached: list[int]) -> Sequence | None:
+        """The running sequence that is about to publish the block which follows the `cached` ones."""
+        if len(cached) >= self._usable(sequence):
+            return None
+        return self._leaders.get(sequence.hashes[len(cached)]) if sequence.hashes else None
+
+    def admitted(self, sequence: Sequence, cached: list[int]) -> None:
+        """`sequence` runs from now on and computes what follows the `cached` blocks."""
+        if sequence.cached_tokens is None:
+            sequence.cached_tokens = len(cached) * self._block_size
+            self.queried_tokens += len(sequence.tokens)
+            self.hit_tokens += sequence.cached_tokens
+        for prefix_hash in self._hashes(sequence)[len(cached) :]:
+            self._leaders.setdefault(prefix_hash, sequence)
+
+    def publish(self, sequence: Sequence, computed_before: int) -> None:
+        """Blocks that filled up since `computed_before` tokens can be found from now on."""
+        first, end = computed_before // self._block_size, sequence.computed // self._block_size
+        if first == end:
+            return
+        hashes = self._hashes(sequence)
+        for index in range(first, end):
+            self._pool.publish(sequence.block_table[index], hashes[index])
+            self._forget(hashes[index], sequence)
+
+    def stopped(self, sequence: Sequence) -> None:
+        """`sequence` runs no more; nobody waits for it."""
+        for prefix_hash in sequence.hashes[sequence.computed // self._block_size :]:
+            self._forget(prefix_hash, sequence)
+
+    def check_integrity(self, running: list[Sequence]) -> None:
+        """Raise AssertionError unless the invariant holds."""
+        for prefix_hash, leader in self._leaders.items():
+            assert leader in running, "a prefix is waited for that nobody computes"
+            assert leader.hashes.index(prefix_hash) >= leader.computed // self._block_size
+
+    def _hashes(self, sequence: Sequence) -> list[bytes]:
+        extend_hashes(sequence.hashes, sequence.tokens, self._block_size, sequence.cache_salt)
+        return sequence.hashes
+
+    def _usable(self, sequence: Sequence) -> int:
+        return (len(sequence.tokens) - 1) // self._block_size
+
+    def _forget(self, prefix_hash: bytes, sequence: Sequence) -> None:
+        if self._leaders.get(prefix_hash) is sequence:
+            del self._leaders[prefix_hash]
