@@ -5,8 +5,8 @@ from __future__ import annotations
 from fake_scheduler import byte_tokenizer
 
 from sfllm_gateway.detokenize import Detokenizers
+from sfllm_gateway.journal import ChoiceJournal
 from sfllm_gateway.output import ChoiceOutput
-from sfllm_gateway.stream import ChoiceJournal
 
 BYTES = byte_tokenizer()
 

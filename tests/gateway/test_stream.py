@@ -9,9 +9,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sfllm.errors import ErrorCode
 from sfllm.messages import ALL_CHOICES, Cancel, Finished, Interrupted, Rejected, Sampling, Submit, Timings
+from sfllm.token_batch import Logprobs
 from sfllm_gateway.stream import Request, Stream
 
 LENGTH = 12
+PROMPT = [1, 2, 3, 4, 5]
 
 
 def token(choice: int, index: int) -> int:
@@ -19,9 +21,15 @@ def token(choice: int, index: int) -> int:
     return 1000 * choice + index
 
 
-def new_stream(n: int = 2, max_attempts: int = 4) -> Stream:
-    sampling = Sampling(max_tokens=LENGTH, seed=1)
-    return Stream(7, Request("r", "m", array("I", [1, 2]), n, sampling), max_attempts)
+def candidates(ids: list[int]) -> Logprobs:
+    """Two a token: itself, and the next id."""
+    flat = [candidate for found in ids for candidate in (found, found + 1)]
+    return Logprobs(2, flat, [-float(candidate) for candidate in flat])
+
+
+def new_stream(n: int = 2, max_attempts: int = 4, logprobs: int = -1, prompt_logprobs: int = -1) -> Stream:
+    sampling = Sampling(max_tokens=LENGTH, seed=1, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+    return Stream(7, Request("r", "m", array("I", PROMPT), n, sampling), max_attempts)
 
 
 def finished(attempt: int, choice: int, count: int, reason: str = "length") -> Finished:
@@ -33,7 +41,21 @@ class Network(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stream = new_stream(max_attempts=1000)
+        self.stream = new_stream(max_attempts=1000, logprobs=1, prompt_logprobs=1)
+
+    @rule(age=st.integers(0, 2), start=st.integers(1, 6), count=st.integers(0, 6))
+    def logprobs_of_the_prompt_arrive(self, age: int, start: int, count: int) -> None:
+        attempt = self.stream.attempt - age
+        known = len(self.stream.prompt.logprobs)
+        if not self.stream.on_prompt_logprobs(attempt, start, candidates(PROMPT[start : start + count])):
+            assert attempt == self.stream.attempt
+            assert start > known + 1
+            self.stream.next_attempt()
+
+    @precondition(lambda self: not self.stream.prompt.complete)
+    @rule()
+    def the_prompt_is_read(self) -> None:
+        assert self.stream.on_prompt_logprobs(self.stream.attempt, 1, candidates(PROMPT[1:]))
 
     @rule(
         age=st.integers(0, 2), choice=st.integers(0, 3), start=st.integers(0, LENGTH), count=st.integers(0, 6)
@@ -43,23 +65,24 @@ class Network(RuleBasedStateMachine):
         if attempt < 0:
             return
         ids = [token(choice, index) for index in range(start, min(start + count, LENGTH + 3))]
-        if not self.stream.on_tokens(attempt, choice, start, ids):
+        if not self.stream.on_tokens(attempt, choice, start, ids, candidates(ids)):
             assert attempt == self.stream.attempt
-            assert start > len(self.stream.choices[choice].ids)
+            assert start > len(self.stream.choices[choice].ids) or not self.stream.prompt.complete
             self.stream.next_attempt()
 
+    @precondition(lambda self: self.stream.prompt.complete)
     @rule(choice=st.integers(0, 1), count=st.integers(1, 4))
     def the_worker_goes_on(self, choice: int, count: int) -> None:
         start = len(self.stream.choices[choice].ids)
         ids = [token(choice, index) for index in range(start, start + count)]
-        assert self.stream.on_tokens(self.stream.attempt, choice, start, ids)
+        assert self.stream.on_tokens(self.stream.attempt, choice, start, ids, candidates(ids))
 
     @rule(age=st.integers(0, 2), choice=st.integers(0, 1), count=st.integers(0, LENGTH))
     def a_choice_finishes(self, age: int, choice: int, count: int) -> None:
         before = self.stream.choices[choice].finish_reason
         known = self.stream.on_finished(finished(self.stream.attempt - age, choice, count, "stop"))
         if not known:
-            assert count > len(self.stream.choices[choice].ids)
+            assert count > len(self.stream.choices[choice].ids) or not self.stream.prompt.complete
             self.stream.next_attempt()
         elif age and before is None:
             assert self.stream.choices[choice].finish_reason is None
@@ -80,6 +103,17 @@ class Network(RuleBasedStateMachine):
         for number, choice in enumerate(self.stream.choices):
             assert list(choice.ids) == [token(number, index) for index in range(len(choice.ids))]
             assert len(choice.ids) <= LENGTH
+            assert len(choice.logprobs) == len(choice.ids)
+            found = choice.logprobs.part(0, LENGTH)
+            assert (2, *map(list, found[1:])) == candidates(list(choice.ids))
+
+    @invariant()
+    def the_prompts_logprobs_are_whole_before_the_first_token(self) -> None:
+        prompt = self.stream.prompt
+        known = len(prompt.logprobs)
+        assert (2, *map(list, prompt.logprobs.part(0, 9)[1:])) == candidates(PROMPT[1 : known + 1])
+        assert prompt.complete == (known == len(PROMPT) - 1)
+        assert prompt.complete or not any(choice.ids for choice in self.stream.choices)
 
     @invariant()
     def a_submission_says_what_is_here(self) -> None:
@@ -87,7 +121,8 @@ class Network(RuleBasedStateMachine):
         assert isinstance(message, Submit)
         open_choices = [i for i, choice in enumerate(self.stream.choices) if choice.finish_reason is None]
         assert list(message.choices) == open_choices
-        assert list(prompt) == [1, 2]
+        assert list(prompt) == PROMPT
+        assert message.sampling.prompt_logprobs == (-1 if self.stream.prompt.complete else 1)
         assert list(so_far) == [t for i in open_choices for t in self.stream.choices[i].ids]
 
 
@@ -149,6 +184,19 @@ def test_a_stop_string_in_the_last_tokens_goes_before_length() -> None:
     stream.on_finished(finished(0, 0, LENGTH))
     assert stream.stop_choice(0, kept_tokens=LENGTH) is None
     assert stream.choices[0].finish_reason == "stop"
+
+
+def test_a_stop_string_drops_the_logprobs_of_what_it_drops() -> None:
+    stream = new_stream(n=1, logprobs=1)
+    stream.on_tokens(0, 0, 0, [0, 1, 2], candidates([0, 1, 2]))
+    stream.stop_choice(0, kept_tokens=2)
+    assert len(stream.choices[0].logprobs) == 2
+
+
+def test_tokens_without_the_logprobs_that_were_asked_for_are_not_taken() -> None:
+    stream = new_stream(n=1, logprobs=1)
+    assert not stream.on_tokens(0, 0, 0, [0, 1])
+    assert not stream.choices[0].ids
 
 
 def test_an_aborted_choice_is_taken_up_again() -> None:

@@ -30,12 +30,13 @@ from sfllm.messages import (
     Message,
     Models,
     ModelState,
+    PromptLogprobs,
     Rejected,
     SchedulerBeat,
     Tokens,
 )
 from sfllm.sockets import DealerLink, OutboxFullError
-from sfllm.token_batch import rows
+from sfllm.token_batch import Logprobs, rows
 from sfllm_gateway.stream import Outgoing, Request, Stream
 
 HELLO_SECONDS = 1.0
@@ -214,6 +215,8 @@ class SchedulerLink:
                     self._tick_now()
             case Models():
                 self._on_models(message.models)
+            case PromptLogprobs():
+                self._take_prompt_logprobs(message, arrays)
             case Admitted() | Rejected() | Finished() | Interrupted():
                 opened = self._streams.get(message.handle)
                 if opened is not None:
@@ -226,10 +229,23 @@ class SchedulerLink:
             opened = self._streams.get(row.handle)
             if opened is None:
                 continue
-            if opened.stream.on_tokens(row.attempt, row.choice, row.start, row.ids):
+            if opened.stream.on_tokens(row.attempt, row.choice, row.start, row.ids, row.logprobs):
                 opened.wake()
             else:
                 self._restart(opened)
+
+    def _take_prompt_logprobs(self, message: PromptLogprobs, arrays: tuple[wire.Array, ...]) -> None:
+        ids, values = arrays
+        if message.width < 1 or message.start < 1 or len(ids) != len(values) or len(ids) % message.width:
+            raise wire.WireError("prompt log probabilities that do not fit together")
+        opened = self._streams.get(message.handle)
+        if opened is None:
+            return
+        found = Logprobs(message.width, ids, values)
+        if opened.stream.on_prompt_logprobs(message.attempt, message.start, found):
+            opened.wake()
+        else:
+            self._restart(opened)
 
     def _take_reply(self, opened: OpenStream, message: Admitted | Rejected | Finished | Interrupted) -> None:
         stream = opened.stream

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from sfllm_gateway.detokenize import Detokenizer
+from sfllm_gateway.journal import ChoiceJournal
 from sfllm_gateway.stops import StopMatcher
-from sfllm_gateway.stream import ChoiceJournal
 
 
 class Advance(NamedTuple):

@@ -4,7 +4,8 @@ The gateway holds the prompt and every token of every choice. Whatever happens b
 it (a lost worker, a restarted scheduler, a gap), it submits again with the next attempt
 number and the tokens so far, and whoever serves it goes on from there. Messages of
 older attempts are ignored, tokens that are already in the journal are trimmed, and so
-token `i` is journalled once and in order. No socket and no clock in here.
+token `i` is journalled once and in order. Log probabilities of the prompt, where they were asked
+for, come before the first token. No socket and no clock in here.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.messages import ALL_CHOICES, Cancel, Finished, Interrupted, Message, Rejected, Sampling, Submit
+from sfllm.token_batch import NO_LOGPROBS, Logprobs
 from sfllm.wire import Array
+from sfllm_gateway.journal import ChoiceJournal, PromptJournal
 
 
 class Request(NamedTuple):
@@ -27,6 +32,7 @@ class Request(NamedTuple):
     n: int
     sampling: Sampling
     priority: int = 0
+    cache_salt: str = ""
 
 
 class Outgoing(NamedTuple):
@@ -34,17 +40,6 @@ class Outgoing(NamedTuple):
 
     message: Message
     arrays: tuple[Array, ...] = ()
-
-
-class ChoiceJournal:
-    """The tokens of one choice, and how it ended (None while it goes on)."""
-
-    __slots__ = ("finish_reason", "ids", "stop_token_id")
-
-    def __init__(self) -> None:
-        self.ids: array[int] = array("I")
-        self.finish_reason: str | None = None
-        self.stop_token_id = -1
 
 
 class Stream:
@@ -56,7 +51,9 @@ class Stream:
     def __init__(self, handle: int, request: Request, max_attempts: int) -> None:
         self.handle = handle
         self.request = request
-        self.choices = [ChoiceJournal() for _ in range(request.n)]
+        width = request.sampling.logprobs + 1
+        self.choices = [ChoiceJournal(width) for _ in range(request.n)]
+        self.prompt = PromptJournal(len(request.prompt), request.sampling.prompt_logprobs + 1)
         self.attempt = 0
         self.admitted = False
         self.ever_admitted = False
@@ -77,6 +74,9 @@ class Stream:
         so_far: array[int] = array("I")
         for index in open_choices:
             so_far += self.choices[index].ids
+        sampling = self.request.sampling
+        if self.prompt.complete and sampling.prompt_logprobs >= 0:
+            sampling = msgspec.structs.replace(sampling, prompt_logprobs=-1)
         message = Submit(
             request_id=self.request.request_id,
             handle=self.handle,
@@ -84,10 +84,11 @@ class Stream:
             model=self.request.model,
             choices=tuple(open_choices),
             generated_counts=tuple(len(self.choices[index].ids) for index in open_choices),
-            sampling=self.request.sampling,
+            sampling=sampling,
             priority=self.request.priority,
             milliseconds_left=max(milliseconds_left, 1),
             last_worker=self._last_worker,
+            cache_salt=self.request.cache_salt,
         )
         return Outgoing(message, (memoryview(self.request.prompt), memoryview(so_far)))
 
@@ -96,7 +97,16 @@ class Stream:
         if attempt == self.attempt and not self.ended:
             self._mark_admitted()
 
-    def on_tokens(self, attempt: int, choice: int, start: int, ids: Sequence[int]) -> bool:
+    def on_prompt_logprobs(self, attempt: int, start: int, found: Logprobs) -> bool:
+        """Journal log probabilities of the prompt. False: they do not follow what is here: submit again."""
+        if attempt != self.attempt or self.ended:
+            return True
+        self._mark_admitted()
+        return self.prompt.add(start, found)
+
+    def on_tokens(
+        self, attempt: int, choice: int, start: int, ids: Sequence[int], logprobs: Logprobs = NO_LOGPROBS
+    ) -> bool:
         """Journal new tokens. False: they do not follow what is here, so submit again."""
         if attempt != self.attempt or choice >= len(self.choices) or self.ended:
             return True
@@ -104,13 +114,7 @@ class Stream:
         if journal.finish_reason is not None:
             return True
         self._mark_admitted()
-        known = len(journal.ids)
-        if start > known:
-            return False
-        room = self.request.sampling.max_tokens - known
-        fresh = ids[known - start :][:room]
-        journal.ids.extend(fresh)
-        return True
+        return self.prompt.complete and journal.add(start, ids, self.request.sampling.max_tokens, logprobs)
 
     def on_finished(self, message: Finished) -> bool:
         """A choice ended. False: not all of its tokens came, so submit again."""
@@ -119,7 +123,8 @@ class Stream:
         journal = self.choices[message.choice]
         if journal.finish_reason is not None:
             return True
-        if len(journal.ids) < message.generated_tokens or message.reason not in {"stop", "length"}:
+        missing = len(journal.ids) < message.generated_tokens or not self.prompt.complete
+        if missing or message.reason not in {"stop", "length"}:
             return False
         self._mark_admitted()
         journal.finish_reason = message.reason
@@ -170,7 +175,7 @@ class Stream:
         """
         journal = self.choices[choice]
         was_open = journal.finish_reason is None
-        del journal.ids[kept_tokens:]
+        journal.keep(kept_tokens)
         journal.finish_reason = "stop"
         journal.stop_token_id = -1
         if not was_open:
