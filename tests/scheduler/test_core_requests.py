@@ -280,12 +280,21 @@ def test_an_unknown_model_is_not_found_and_an_alias_is(driver: Driver) -> None:
     assert driver.grants(worker) == [[handle]]
 
 
+def test_more_choices_than_a_worker_runs_at_once_take_the_whole_worker(driver: Driver) -> None:
+    worker = driver.worker(slots=8)
+    first = driver.submit(10, choices=tuple(range(20)), max_tokens=4)
+    driver.tick()
+    assert driver.granted(first).choices == tuple(range(20))
+    driver.submit(10)
+    driver.tick()
+    assert driver.grants(worker) == [[first]], "no slot is left"
+
+
 @pytest.mark.parametrize(
     ("tokens", "changes", "code"),
     [
         (4096, {}, ErrorCode.CONTEXT_LENGTH_EXCEEDED),
         (500, {}, ErrorCode.CONTEXT_LENGTH_EXCEEDED),
-        (10, {"choices": tuple(range(9))}, ErrorCode.INVALID_REQUEST),
         (0, {}, ErrorCode.INVALID_REQUEST),
         (10, {"choices": ()}, ErrorCode.INVALID_REQUEST),
         (10, {"choices": (0, 0)}, ErrorCode.INVALID_REQUEST),

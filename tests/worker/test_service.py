@@ -267,6 +267,6 @@ def test_help_answers_without_loading_a_model() -> None:
 def test_a_model_that_is_not_there_is_a_readable_error() -> None:
     command = [sys.executable, "-m", "sfllm_worker", "--model", "/nowhere/model"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "no model at '/nowhere/model'" in done.stderr
     assert "Traceback" not in done.stderr

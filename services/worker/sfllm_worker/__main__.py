@@ -32,7 +32,7 @@ def main() -> int:
         worker = start(settings)
     except (ModelLoadError, ModelFilesError, ValueError, OSError) as error:
         print(f"sfllm_worker: {error}", file=sys.stderr)
-        return 1
+        return 2  # as for a wrong flag: starting again would not help
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: worker.service.drain())
     worker.service.run()

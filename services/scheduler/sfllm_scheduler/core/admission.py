@@ -177,11 +177,6 @@ def _check_fits(model: Model, request: Request) -> None:
     workers = model.workers.values()
     if not workers or any(worker.can_ever_run(request) for worker in workers):
         return
-    slots = max(worker.capacity.slots for worker in workers)
-    if request.slots > slots:
-        raise _RefusedError(
-            ErrorCode.INVALID_REQUEST, f"n is {request.slots}, but workers run at most {slots} sequences"
-        )
     room = max(worker.capacity.kv_tokens for worker in workers)
     raise _RefusedError(
         ErrorCode.CONTEXT_LENGTH_EXCEEDED,

@@ -48,13 +48,13 @@ class Room:
             return False
         return (
             self.worker.can_ever_run(request)
-            and request.slots <= self.slots
+            and self.worker.slots_for(request) <= self.slots
             and self.worker.charge(request) <= self.kv_tokens
         )
 
     def take(self, request: Request) -> None:
         """Set room aside for a member of the cohort."""
-        self.slots -= request.slots
+        self.slots -= self.worker.slots_for(request)
         self._share -= request.slots
         self.kv_tokens -= self.worker.charge(request)
         self.step_tokens -= request.tokens

@@ -53,9 +53,9 @@ class Hold:
 
     __slots__ = ("kv_tokens", "open_choices", "request", "slots")
 
-    def __init__(self, request: Request, kv_tokens: int) -> None:
+    def __init__(self, request: Request, slots: int, kv_tokens: int) -> None:
         self.request = request
-        self.slots = request.slots
+        self.slots = slots
         self.kv_tokens = kv_tokens
         self.open_choices = set(request.submit.choices)
 
@@ -89,10 +89,12 @@ class Worker:
     def can_ever_run(self, request: Request) -> bool:
         """Whether it could run this waiting request when it held nothing else."""
         return (
-            request.slots <= self.capacity.slots
-            and request.least_kv_tokens <= self.capacity.kv_tokens
-            and request.longest < self.card.max_model_len
+            request.least_kv_tokens <= self.capacity.kv_tokens and request.longest < self.card.max_model_len
         )
+
+    def slots_for(self, request: Request) -> int:
+        """Sequences to set aside for it here; one with more choices runs them in several rounds."""
+        return min(request.slots, self.capacity.slots)
 
     def charge(self, request: Request) -> int:
         """Cache to set aside for it here; one larger than the worker gets all of it, alone."""
@@ -100,7 +102,7 @@ class Worker:
 
     def hold(self, request: Request) -> None:
         """Take the credits of a request that is about to be granted."""
-        hold = Hold(request, self.charge(request))
+        hold = Hold(request, self.slots_for(request), self.charge(request))
         self.holds[HoldKey(request.key, request.submit.attempt)] = hold
         request.worker = self.peer
         self.used_slots += hold.slots
