@@ -26,8 +26,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
 	@touch $@
 
+# The second name lets examples written for it work against the default model.
+DEFAULT_NAMES := --served-model-name smollm2-135m-instruct qwen3-0.6b
+
 serve: install ## serve the default model; others: make serve ARGS="--model PATH_OR_ID --port 9000"
-	@exec $(BIN)/sfllm serve $(ARGS)
+	@exec $(BIN)/sfllm serve $(if $(ARGS)$(SFLLM_MODEL)$(SFLLM_MODEL_PATH)$(SFLLM_CONFIG),$(ARGS),$(DEFAULT_NAMES))
 
 test: install ## run the tests, except those that need system packages
 	$(BIN)/python -m pytest -m "not system" $(ARGS)
