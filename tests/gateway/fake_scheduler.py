@@ -3,13 +3,15 @@
 The model is deterministic: a prompt that contains `say:TEXT` (up to `|` or a special
 token) is answered with the bytes of TEXT and the end token, any other with the letters
 a, b, c and so on for ever. The next token is a function of prompt and position, so a
-request that is resubmitted with its tokens so far goes on where it was.
+request that is resubmitted with its tokens so far goes on where it was. Log probabilities
+are a function of the token.
 """
 
 from __future__ import annotations
 
 import re
 import threading
+from array import array
 from dataclasses import dataclass, field
 
 import zmq
@@ -34,6 +36,7 @@ from sfllm.messages import (
     ModelCard,
     Models,
     ModelState,
+    PromptLogprobs,
     Rejected,
     SchedulerBeat,
     Submit,
@@ -41,7 +44,7 @@ from sfllm.messages import (
     Tokens,
 )
 from sfllm.sockets import PeerUnreachableError, RouterLink
-from sfllm.token_batch import TokenBatch
+from sfllm.token_batch import NO_LOGPROBS, Logprobs, TokenBatch
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
@@ -50,6 +53,7 @@ TEMPLATE = (
 END_TOKEN = 257
 VOCABULARY = 259
 POLL_MILLISECONDS = 5
+PROMPT_PIECE = 4
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -97,6 +101,21 @@ def next_token(prompt: list[int], position: int) -> int:
     return script[1][position] if position < len(script[1]) else END_TOKEN
 
 
+def candidates(token: int, top: int) -> list[tuple[int, float]]:
+    """The token itself and the `top` likeliest ones; z is never among them, and impossible."""
+    if token == ord("z"):
+        return [(token, float("-inf")), *((ord("a") + rank, -0.5 - rank) for rank in range(top))]
+    others = [((token + rank) % VOCABULARY, -0.5 - rank) for rank in range(1, top)]
+    return [(token, -0.25), *[(token, -0.25), *others][:top]]
+
+
+def logprobs(tokens: list[int], top: int) -> Logprobs:
+    if top < 0:
+        return NO_LOGPROBS
+    flat = [candidate for token in tokens for candidate in candidates(token, top)]
+    return Logprobs(top + 1, [token for token, _ in flat], [value for _, value in flat])
+
+
 @dataclass
 class Script:
     """What the next requests meet. Changed by tests between requests."""
@@ -110,6 +129,8 @@ class Script:
     repeat_tokens: bool = False
     skip_at: list[int] = field(default_factory=list)
     """At which lengths to lose one token message, once each."""
+    skip_prompt_at: list[int] = field(default_factory=list)
+    """At which starts to lose one message of the prompt's log probabilities, once each."""
     ignore_submits: int = 0
 
 
@@ -247,6 +268,20 @@ class FakeScheduler:
                 generated[choice], so_far = so_far[:count], so_far[count:]
             self._running[peer, submit.handle] = _Running(peer, submit, list(arrays[0]), generated)
         self._send(peer, Admitted(submit.handle, submit.attempt))
+        if submit.sampling.prompt_logprobs >= 0:
+            self._report_prompt(peer, submit, list(arrays[0]))
+
+    def _report_prompt(self, peer: bytes, submit: Submit, prompt: list[int]) -> None:
+        """In pieces, each of which repeats the last token of the one before."""
+        for start in range(1, len(prompt), PROMPT_PIECE):
+            begin = max(start - 1, 1)
+            if begin in self.script.skip_prompt_at:
+                self.script.skip_prompt_at.remove(begin)
+                continue
+            found = logprobs(prompt[begin : start + PROMPT_PIECE], submit.sampling.prompt_logprobs)
+            message = PromptLogprobs(submit.handle, submit.attempt, begin, found.width)
+            arrays = memoryview(array("I", found.ids)), memoryview(array("f", found.values))
+            self._send(peer, message, *arrays)
 
     def _cancel(self, peer: bytes, cancel: Cancel) -> None:
         running = self._running.get((peer, cancel.handle))
@@ -280,7 +315,11 @@ class FakeScheduler:
             if start in self.script.skip_at:
                 self.script.skip_at.remove(start)
             elif len(tokens) > repeated:
-                batch.append(submit.handle, submit.attempt, choice, repeated, tokens[repeated:])
+                fresh = tokens[repeated:]
+                batch.append(
+                    *(submit.handle, submit.attempt, choice, repeated, fresh),
+                    logprobs=logprobs(fresh, submit.sampling.logprobs),
+                )
             if reason:
                 finished.append((choice, reason, stop_token, len(tokens)))
         if len(batch):

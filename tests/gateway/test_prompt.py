@@ -24,7 +24,7 @@ def test_blocks_leave_no_blank_lines_and_loop_controls_work() -> None:
 
 
 def test_tojson_escapes_nothing_for_html() -> None:
-    assert render("{{ messages | tojson }}", [{"a": "<é&'>"}]) == '[{"a": "<é&\'>"}]'
+    assert render("{{ messages | tojson }}", [{"content": "<é&'>"}]) == '[{"content": "<é&\'>"}]'
 
 
 def test_generation_blocks_show_their_content() -> None:

@@ -9,7 +9,9 @@ ends in an unfinished character waits there.
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Protocol
 
 from tokenizers import Tokenizer, decoders
@@ -17,6 +19,9 @@ from tokenizers import Tokenizer, decoders
 REPLACEMENT = "\ufffd"
 MAX_WINDOW_TOKENS = 16
 """An unfinished character is given up after this many tokens; the longest takes four bytes."""
+
+KEPT_PIECES = 2**15
+"""Tokens whose bytes are remembered where finding them takes the library two decodes."""
 
 
 class Detokenizer(Protocol):
@@ -106,25 +111,51 @@ class TokenBytes:
             return text.encode()
 
 
+class PieceBytes:
+    """The bytes that a token of any other vocabulary adds to a text that has begun."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._look_up = lru_cache(KEPT_PIECES)(self._find)
+
+    def __call__(self, token: int) -> bytes:
+        """The bytes of `token`; none for ids outside the vocabulary."""
+        return self._look_up(token)
+
+    def _find(self, token: int) -> bytes:
+        piece = self._tokenizer.id_to_token(token)
+        if piece is None:
+            return b""
+        byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
+        if byte:
+            return bytes.fromhex(byte[1])
+        once, twice = (self._tokenizer.decode([token] * count, skip_special_tokens=False) for count in (1, 2))
+        text: str = twice[len(once) :]  # decoders treat the first token of a text differently
+        return text.encode()
+
+
 class Detokenizers:
-    """Makes the detokenizers of one tokenizer."""
+    """Makes the detokenizers of one tokenizer. `token_bytes` gives the bytes of any token, shown or not."""
+
+    token_bytes: Callable[[int], bytes]
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
         special = frozenset(token for token, entry in added.items() if entry.special)
         self._special = special
-        self._token_bytes: dict[bool, TokenBytes] | None = None
+        self._shown_bytes: dict[bool, TokenBytes] | None = None
         if isinstance(tokenizer.decoder, decoders.ByteLevel):
-            self._token_bytes = {
-                True: TokenBytes(tokenizer, special),
-                False: TokenBytes(tokenizer, frozenset()),
-            }
+            every = TokenBytes(tokenizer, frozenset())
+            self._shown_bytes = {True: TokenBytes(tokenizer, special), False: every}
+            self.token_bytes = every
+        else:
+            self.token_bytes = PieceBytes(tokenizer)
 
     def make(self, skip_special_tokens: bool) -> Detokenizer:
         """A detokenizer for a new choice."""
-        if self._token_bytes is not None:
-            return ByteDetokenizer(self._token_bytes[skip_special_tokens])
+        if self._shown_bytes is not None:
+            return ByteDetokenizer(self._shown_bytes[skip_special_tokens])
         tokenizer = self._tokenizer
 
         def decode(ids: Sequence[int]) -> str:

@@ -14,15 +14,18 @@ from starlette.types import Receive, Scope, Send
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.settings import GatewaySettings
 from sfllm_gateway import native
+from sfllm_gateway.echo import answer_echo
 from sfllm_gateway.generation import Answer, Generation
 from sfllm_gateway.http_io import ABORT, Headers, read_body
 from sfllm_gateway.link import SchedulerLink
 from sfllm_gateway.metrics import GatewayMetrics
 from sfllm_gateway.models import LoadedModel, ModelRegistry
 from sfllm_gateway.openai import chat, completions
+from sfllm_gateway.openai.body import MAX_IGNORED_NAMES, Body, bad_value, decode_body
 from sfllm_gateway.openai.chunks import ChatAnswer, CompletionAnswer
-from sfllm_gateway.openai.common import MAX_IGNORED_NAMES, Body, StreamOptions, bad_value, decode_body
-from sfllm_gateway.openai.responses import Envelope
+from sfllm_gateway.openai.fields import StreamOptions, TextFields
+from sfllm_gateway.openai.responses import AnswerForm
+from sfllm_gateway.openai.token_json import TokenNames
 from sfllm_gateway.session import Session, SessionContext
 from sfllm_gateway.tokenize import TextPool
 
@@ -78,19 +81,13 @@ class Endpoint(NamedTuple):
 
 
 def _chat_answer(request: chat.ChatRequest, generation: Generation, name: str, _arrived: float) -> Answer:
-    options = request.stream_options or StreamOptions()
-    return ChatAnswer(
-        _envelope(generation, name), bool(options.include_usage), bool(options.continuous_usage_stats)
-    )
+    return ChatAnswer(_form(request, generation, name), *_usage_options(request))
 
 
 def _completion_answer(
     request: completions.CompletionRequest, generation: Generation, name: str, _arrived: float
 ) -> Answer:
-    options = request.stream_options or StreamOptions()
-    return CompletionAnswer(
-        _envelope(generation, name), bool(options.include_usage), bool(options.continuous_usage_stats)
-    )
+    return CompletionAnswer(_form(request, generation, name), *_usage_options(request))
 
 
 def _native_answer(
@@ -99,8 +96,22 @@ def _native_answer(
     return native.NativeAnswer(request.rid or name, arrived, generation.n)
 
 
-def _envelope(generation: Generation, name: str) -> Envelope:
-    return Envelope(name, int(time.time()), generation.model.card.name)
+def _form(request: TextFields, generation: Generation, name: str) -> AnswerForm:
+    return AnswerForm(
+        id=name,
+        created=int(time.time()),
+        model=generation.model.card.name,
+        names=TokenNames(
+            generation.model.text.detokenizers.token_bytes, bool(request.return_tokens_as_token_ids)
+        ),
+        prompts=generation.prompts if request.return_token_ids else None,
+        n=generation.n,
+    )
+
+
+def _usage_options(request: TextFields) -> tuple[bool, bool]:
+    options = request.stream_options or StreamOptions()
+    return bool(options.include_usage), bool(options.continuous_usage_stats)
 
 
 ENDPOINTS = (
@@ -167,6 +178,9 @@ async def serve_generation(
         answer = endpoint.answer(request, generation, endpoint.id_prefix + request_id, arrived)
         headers = _ignored_header(state, ignored)
         log.debug("request accepted", request_id=request_id)
+        if not generation.needs_worker:
+            await answer_echo(generation, answer, send, headers)
+            return
         session = Session(
             SessionContext(state.link, state.metrics, state.settings),
             generation,

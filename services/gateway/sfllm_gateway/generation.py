@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 from sfllm.messages import Sampling
+from sfllm_gateway.logprobs import TokenReport
 from sfllm_gateway.models import LoadedModel
 
 Prompts: TypeAlias = "list[array[int]]"
@@ -14,7 +15,13 @@ Prompts: TypeAlias = "list[array[int]]"
 
 
 class Generation(NamedTuple):
-    """One HTTP request's work: `n` choices for each prompt, each prompt with its sampling."""
+    """One HTTP request's work: `n` choices for each prompt, each prompt with its sampling.
+
+    `echo` are the texts of the prompts where answers begin with them. `logprobs` and `prompt_logprobs` are
+    how many likeliest tokens the client wants with each token of the answer (an echoed prompt's included) and
+    of the prompt, None for no report; the samplings ask for as many as either needs. `discards` drops
+    what is generated: only the prompt is answered.
+    """
 
     model: LoadedModel
     prompts: Prompts
@@ -25,6 +32,16 @@ class Generation(NamedTuple):
     skip_special_tokens: bool = True
     priority: int = 0
     stream: bool = False
+    cache_salt: str = ""
+    echo: Sequence[str] | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    discards: bool = False
+
+    @property
+    def needs_worker(self) -> bool:
+        """Whether the answer holds anything that only a worker knows."""
+        return not self.discards or self.logprobs is not None or self.prompt_logprobs is not None
 
 
 class Usage(NamedTuple):
@@ -39,6 +56,8 @@ class Update(NamedTuple):
     """News of one choice: further text and its token ids, and with the last one how it ended.
 
     `matched` is the stop string or stop token that ended it; `usage` counts this choice so far.
+    `logprobs` are of the tokens behind this text, the echoed prompt's first; None if not asked for.
+    `prompt_logprobs` come with the last update of a choice.
     """
 
     choice: int
@@ -47,6 +66,18 @@ class Update(NamedTuple):
     usage: Usage
     finish_reason: str | None = None
     matched: str | int | None = None
+    logprobs: Sequence[TokenReport] | None = None
+    prompt_logprobs: Sequence[TokenReport] | None = None
+
+
+def join_updates(updates: Sequence[Update]) -> Update:
+    """All updates of one choice as one."""
+    reports = [update.logprobs for update in updates if update.logprobs is not None]
+    return updates[-1]._replace(
+        text="".join(update.text for update in updates),
+        ids=[token for update in updates for token in update.ids],
+        logprobs=[report for found in reports for report in found] if reports else None,
+    )
 
 
 class Answer(Protocol):

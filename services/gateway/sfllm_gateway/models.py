@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
-import jinja2
 import msgspec
 import structlog
 from tokenizers import Tokenizer
@@ -20,7 +19,7 @@ from sfllm.asset_pull import AssetError
 from sfllm.errors import ErrorCode, ServiceError, quote
 from sfllm.messages import Asset, ModelCard, ModelState
 from sfllm_gateway.detokenize import Detokenizers
-from sfllm_gateway.prompt import PromptTemplate
+from sfllm_gateway.rendering import ChatTemplate, RenderPool
 from sfllm_gateway.tokenize import TextPool
 
 FIRST_RETRY_SECONDS = 1.0
@@ -35,11 +34,16 @@ log = structlog.get_logger()
 
 
 class TextTools(NamedTuple):
-    """What turns messages to tokens and tokens to text. `template` is None for a model without chat."""
+    """What turns messages to tokens and tokens to text.
+
+    `template` is None for a model without chat. `config` is the model's tokenizer_config.json, with
+    special tokens as plain strings.
+    """
 
     tokenizer: Tokenizer
     detokenizers: Detokenizers
-    template: PromptTemplate | None
+    template: ChatTemplate | None
+    config: dict[str, Any]
 
 
 class LoadedModel(NamedTuple):
@@ -52,9 +56,12 @@ class LoadedModel(NamedTuple):
 class ModelRegistry:
     """Knows the models by all their names. `pull` fetches an asset; `start` and `close` own the loader."""
 
-    def __init__(self, pull: Callable[[Asset], Awaitable[bytes]], pool: TextPool) -> None:
+    def __init__(
+        self, pull: Callable[[Asset], Awaitable[bytes]], pool: TextPool, renderers: RenderPool
+    ) -> None:
         self._pull = pull
         self._pool = pool
+        self._renderers = renderers
         self._states: tuple[ModelState, ...] = ()
         self._by_name: dict[str, ModelState] = {}
         self._tools: dict[tuple[Asset, ...], TextTools] = {}
@@ -144,7 +151,10 @@ class ModelRegistry:
     async def _load(self, card: ModelCard) -> None:
         try:
             contents = {asset.name: await self._pull(asset) for asset in card.assets}
-            tools = await self._pool.run(lambda: make_tools(contents))
+            tools = await self._pool.run(lambda: make_tools(contents, self._renderers))
+            if tools.template is not None and (problem := await tools.template.problem()) is not None:
+                log.warning("chat template does not compile, chat is off", reason=problem)
+                tools = tools._replace(template=None)
         except Exception as error:  # noqa: BLE001 - tokenizers raises bare Exception for a bad file
             reason = str(error) if isinstance(error, AssetError) else f"bad tokenizer files ({error})"
             if self._failures.get(card.assets) != reason:
@@ -163,7 +173,7 @@ class ModelRegistry:
         self._failures = {key: reason for key, reason in self._failures.items() if key in used}
 
 
-def make_tools(files: dict[str, bytes]) -> TextTools:
+def make_tools(files: dict[str, bytes], renderers: RenderPool) -> TextTools:
     """Tokenizer and template from a model's files. Raises whatever their parsers raise."""
     if TOKENIZER not in files:
         raise AssetError(f"the model has no {TOKENIZER}")
@@ -171,14 +181,10 @@ def make_tools(files: dict[str, bytes]) -> TextTools:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     config: dict[str, Any] = msgspec.json.decode(files.get(CONFIG, b"{}"), type=dict[str, Any])
+    special_tokens = _special_tokens(config)
     source = files[TEMPLATE].decode() if TEMPLATE in files else _default_template(config.get("chat_template"))
-    template = None
-    if source:
-        try:
-            template = PromptTemplate(source, _special_tokens(config))
-        except jinja2.TemplateSyntaxError as error:
-            log.warning("chat template does not compile, chat is off", reason=str(error))
-    return TextTools(tokenizer, Detokenizers(tokenizer), template)
+    template = ChatTemplate(renderers, source, special_tokens) if source else None
+    return TextTools(tokenizer, Detokenizers(tokenizer), template, config | special_tokens)
 
 
 def _default_template(value: Any) -> str | None:

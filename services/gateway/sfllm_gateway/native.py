@@ -11,16 +11,16 @@ import msgspec
 from msgspec import Meta
 
 from sfllm.wire import DECODE_ERRORS
-from sfllm_gateway.generation import Generation, Update, Usage
+from sfllm_gateway.generation import Generation, Prompts, Update, Usage
 from sfllm_gateway.models import LoadedModel
-from sfllm_gateway.openai.common import (
-    MAX_CHOICES,
-    Body,
+from sfllm_gateway.openai.body import Body, bad_value, decode_fields, invalid
+from sfllm_gateway.openai.fields import SamplingFields
+from sfllm_gateway.openai.sampling import (
+    BadWords,
     TokenLimits,
-    bad_value,
+    check_bad_words,
     check_token_ids,
-    decode_fields,
-    invalid,
+    encode_bad_words,
     make_sampling,
     stop_strings,
 )
@@ -32,23 +32,10 @@ DEFAULT_MAX_NEW_TOKENS = 128
 _encode = msgspec.json.Encoder().encode
 
 
-class SamplingParams(msgspec.Struct, kw_only=True):
+class SamplingParams(SamplingFields, kw_only=True):
     """`sampling_params` of `POST /generate`."""
 
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=-1)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    max_new_tokens: Annotated[int, Meta(ge=1)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    min_tokens: Annotated[int, Meta(ge=0)] | None = None
     min_new_tokens: Annotated[int, Meta(ge=0)] | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool | None = None
-    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    skip_special_tokens: bool | None = None
     no_stop_trim: bool | None = None
 
 
@@ -91,30 +78,36 @@ def check(request: GenerateRequest) -> None:
     """Raise 400 for what can be told without the model."""
     if (request.text is None) == (request.input_ids is None):
         raise bad_value("text", "give either text or input_ids")
-    stop_strings((request.sampling_params or SamplingParams()).stop, "sampling_params.stop")
+    params = request.sampling_params or SamplingParams()
+    stop_strings(params.stop, "sampling_params.stop")
+    check_bad_words(params, "sampling_params.")
 
 
 async def prepare(request: GenerateRequest, model: LoadedModel, pool: TextPool) -> Generation:
     """Tokenize and resolve defaults. Raises 400 for what does not fit the model."""
     params = request.sampling_params or SamplingParams()
     text = request.text
-    if text is not None:
-        prompts = await pool.run(lambda: encode(model.text.tokenizer, [text], add_special_tokens=True))
-    else:
-        ids = request.input_ids or []
-        check_token_ids(ids, model.card, "input_ids")
-        prompts = [array("I", ids)]
+    tokenizer = model.text.tokenizer
+
+    def tokens() -> tuple[Prompts, BadWords]:
+        if text is not None:
+            prompts = encode(tokenizer, [text], add_special_tokens=True)
+        else:
+            check_token_ids(request.input_ids or [], model.card, "input_ids")
+            prompts = [array("I", request.input_ids or [])]
+        return prompts, encode_bad_words(tokenizer, params.bad_words)
+
+    prompts, bad_words = await pool.run(tokens)
     wanted = params.max_tokens if params.max_new_tokens is None else params.max_new_tokens
     least = params.min_new_tokens if params.min_tokens is None else params.min_tokens
     param = "input_ids" if text is None else "text"
-    limits = TokenLimits(wanted, least or 0, DEFAULT_MAX_NEW_TOKENS)
-    max_tokens, min_tokens = limits.resolve(model.card, len(prompts[0]), param)
-    check_token_ids(params.stop_token_ids or (), model.card, "sampling_params.stop_token_ids")
+    limits = TokenLimits(wanted, least or 0, DEFAULT_MAX_NEW_TOKENS, "sampling_params.")
+    bounds = limits.resolve(model.card, len(prompts[0]), param)
     return Generation(
         model=model,
         prompts=prompts,
         n=params.n or 1,
-        samplings=[make_sampling(params, model.card, max_tokens, min_tokens)],
+        samplings=[make_sampling(params, model.card, bounds, bad_words, "sampling_params.")],
         stops=stop_strings(params.stop, "sampling_params.stop"),
         include_stop=bool(params.no_stop_trim),
         skip_special_tokens=params.skip_special_tokens is not False,

@@ -26,6 +26,7 @@ class ChoiceOutput:
     """Reads a journal on, token by token where stop strings are looked for, else all at once.
 
     Stop strings do not count before `min_tokens` tokens. `matched` is the one that was found.
+    With `discards`, tokens are only waited for: the choice ends with none, as if there had been no room.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class ChoiceOutput:
         include_stop: bool = False,
         min_tokens: int = 0,
         max_tokens: int = sys.maxsize,
+        discards: bool = False,
     ) -> None:
         self.journal = journal
         self.matched: str | None = None
@@ -44,6 +46,7 @@ class ChoiceOutput:
         self._matcher = StopMatcher(stops, include_stop) if stops else None
         self._min_tokens = min_tokens
         self._max_tokens = max_tokens
+        self._discards = discards
         self._read = 0
 
     @property
@@ -53,12 +56,17 @@ class ChoiceOutput:
         The last token that is allowed waits for the end that is right behind it, so that one event has both.
         """
         journal = self.journal
-        if journal.finish_reason is None and len(journal.ids) >= self._max_tokens:
+        if journal.finish_reason is None and (self._discards or len(journal.ids) >= self._max_tokens):
             return False
         return len(journal.ids) > self._read or (journal.finish_reason is not None and not self.finished)
 
     def advance(self) -> Advance:
         """Read what is new; with the journal's end the text that was held back comes too."""
+        if self._discards:
+            self.journal.keep(0)
+            self.journal.finish_reason, self.journal.stop_token_id = "length", -1
+            self.finished = True
+            return Advance("", 0)
         start = self._read
         fresh = self.journal.ids[start:]
         self._read = start + len(fresh)

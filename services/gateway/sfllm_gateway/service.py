@@ -25,6 +25,7 @@ from sfllm_gateway.http_io import ABORT
 from sfllm_gateway.link import SchedulerLink
 from sfllm_gateway.metrics import GatewayMetrics, LoopDelayProbe
 from sfllm_gateway.models import ModelRegistry
+from sfllm_gateway.rendering import RenderPool
 from sfllm_gateway.tokenize import TextPool
 
 SEND_BUFFER_BYTES = 64 * 2**10
@@ -62,7 +63,8 @@ async def serve(settings: GatewaySettings) -> None:
     metrics = GatewayMetrics(Metrics(settings.metrics_prefix))
     pool = TextPool()
     assets = AssetLink(context, settings.asset_address, identity)
-    registry = ModelRegistry(assets.pull, pool)
+    renderers = RenderPool()
+    registry = ModelRegistry(assets.pull, pool, renderers)
     link = SchedulerLink(context, settings.gateway_address, identity, registry.update, settings.max_attempts)
     state = GatewayState(settings, link, registry, metrics, pool)
     probe = LoopDelayProbe(metrics)
@@ -78,6 +80,7 @@ async def serve(settings: GatewaySettings) -> None:
         listener.close()
         probe.close()
         await registry.close()
+        await renderers.close()
         link.close()
         assets.close()
         pool.close()

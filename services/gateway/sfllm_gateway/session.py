@@ -19,7 +19,7 @@ from sfllm.errors import ErrorCode, ServiceError
 from sfllm.settings import GatewaySettings
 from sfllm_gateway.choice import Choice, cached_tokens
 from sfllm_gateway.failures import as_service_error
-from sfllm_gateway.generation import Answer, Generation, Update, Usage
+from sfllm_gateway.generation import Answer, Generation, Update, Usage, join_updates
 from sfllm_gateway.http_io import (
     DONE,
     EVENT_HEADERS,
@@ -33,7 +33,6 @@ from sfllm_gateway.http_io import (
 from sfllm_gateway.link import OpenStream, SchedulerLink
 from sfllm_gateway.meter import RequestMeter
 from sfllm_gateway.metrics import GatewayMetrics
-from sfllm_gateway.output import ChoiceOutput
 from sfllm_gateway.stream import Request
 
 DEADLINE_GRACE_SECONDS = 1.0
@@ -149,25 +148,22 @@ class Session:
 
     def _submit(self, deadline: float) -> None:
         generation = self._generation
-        text = generation.model.text
         for prompt, sampling in zip(generation.prompts, generation.samplings, strict=True):
             number = len(self._opened)
             wire_id = self._request_id if number == 0 else f"{self._request_id}-{number}"
             request = Request(
-                wire_id, generation.model.card.name, prompt, generation.n, sampling, generation.priority
+                wire_id,
+                generation.model.card.name,
+                prompt,
+                generation.n,
+                sampling,
+                generation.priority,
+                generation.cache_salt,
             )
             opened = self._link.open(request, deadline, self._wake)
             self._opened.append(opened)
-            for index, journal in enumerate(opened.stream.choices):
-                output = ChoiceOutput(
-                    journal,
-                    text.detokenizers.make(generation.skip_special_tokens),
-                    generation.stops,
-                    generation.include_stop,
-                    sampling.min_tokens,
-                    sampling.max_tokens,
-                )
-                self._choices.append(Choice(len(self._choices), index, opened, output))
+            first = number * generation.n
+            self._choices += [Choice(first + choice, generation, opened) for choice in range(generation.n)]
 
     async def _until_admitted(self) -> None:
         while not all(opened.stream.ever_admitted for opened in self._opened):
@@ -259,12 +255,7 @@ class Session:
             if not updates:
                 self._raise_failure()
                 await self._sleep()
-        whole = [
-            updates[-1]._replace(
-                text="".join(update.text for update in updates), ids=choice.output.journal.ids
-            )
-            for choice, updates in zip(self._choices, pieces, strict=True)
-        ]
+        whole = list(map(join_updates, pieces))
         body = self._answer.whole(whole, self._usage())
         self._sending_since = time.monotonic()
         await send_answer(self._send, 200, [*JSON_HEADERS, *headers], body)

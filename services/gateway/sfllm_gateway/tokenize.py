@@ -38,3 +38,11 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], add_special_tokens: bool)
     """Token ids of each text; `add_special_tokens` puts what the tokenizer puts around a text (bos)."""
     encoded = tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
     return [array("I", item.ids) for item in encoded]
+
+
+def decode(tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], skip_special_tokens: bool) -> list[str]:
+    """The text of each list of token ids."""
+    texts: list[str] = tokenizer.decode_batch(
+        [list(ids) for ids in prompts], skip_special_tokens=skip_special_tokens
+    )
+    return texts

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Protocol
 
 import msgspec
+from msgspec import Meta
 
 from sfllm.errors import ErrorCode, ServiceError, quote
 from sfllm_gateway.generation import Generation, Prompts
 from sfllm_gateway.models import LoadedModel
-from sfllm_gateway.openai.common import (
-    TextFields,
-    bad_value,
-    check_stream_options,
-    sampling_of,
+from sfllm_gateway.openai.body import bad_value
+from sfllm_gateway.openai.fields import TextFields, TopCount
+from sfllm_gateway.openai.sampling import (
+    BadWords,
+    check_text_fields,
+    encode_bad_words,
+    limits_of,
+    make_sampling,
     stop_strings,
+    truncate,
 )
-from sfllm_gateway.prompt import template_messages
 from sfllm_gateway.tokenize import TextPool, encode
+
+Tools = Annotated[list[dict[str, Any]], Meta(description="shown to the chat template, with tool_choice none")]
+
+
+class TemplateFields(Protocol):
+    """The fields of a request that say how messages become a prompt."""
+
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
+    chat_template_kwargs: dict[str, Any] | None
+    tools: list[dict[str, Any]] | None
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
@@ -46,6 +62,9 @@ class ChatRequest(TextFields, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Tools | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[TopCount, Meta(description="only with logprobs")] | None = None
 
 
 decoder = msgspec.json.Decoder(ChatRequest)
@@ -53,13 +72,19 @@ decoder = msgspec.json.Decoder(ChatRequest)
 
 def check(request: ChatRequest) -> None:
     """Raise 400 or 501 for what can be told without the model."""
-    check_stream_options(request)
-    stop_strings(request.stop)
-    if not request.messages:
+    check_text_fields(request)
+    check_messages(request.messages, request)
+    if request.top_logprobs and not request.logprobs:
+        raise bad_value("top_logprobs", "only allowed together with logprobs")
+
+
+def check_messages(messages: Sequence[ChatMessage], fields: TemplateFields) -> None:
+    """Raise 400 or 501 for messages that no template could render."""
+    if not messages:
         raise bad_value("messages", "at least one message is needed")
-    for index, message in enumerate(request.messages):
+    for index, message in enumerate(messages):
         _check_message(message, f"messages[{index}]")
-    if request.continue_final_message and request.add_generation_prompt:
+    if fields.continue_final_message and fields.add_generation_prompt:
         raise bad_value("continue_final_message", "contradicts add_generation_prompt")
 
 
@@ -80,8 +105,8 @@ def _check_message(message: ChatMessage, path: str) -> None:
             raise bad_value(f"{where}.text", "a text part needs text")
 
 
-async def prepare(request: ChatRequest, model: LoadedModel, pool: TextPool) -> Generation:
-    """Render, tokenize and resolve defaults. Raises 400 for what does not fit the model."""
+async def render(messages: Sequence[ChatMessage], fields: TemplateFields, model: LoadedModel) -> str:
+    """The prompt of a conversation. Raises 400 for a model without template, or one that refuses."""
     template = model.text.template
     if template is None:
         raise ServiceError(
@@ -89,29 +114,47 @@ async def prepare(request: ChatRequest, model: LoadedModel, pool: TextPool) -> G
             f"the model {quote(model.card.name)} has no chat template: use /v1/completions",
             param="model",
         )
-    messages = template_messages([msgspec.to_builtins(message) for message in request.messages])
-    continuing = bool(request.continue_final_message)
-    adds_prompt = not continuing if request.add_generation_prompt is None else request.add_generation_prompt
+    continuing = bool(fields.continue_final_message)
+    adds_prompt = not continuing if fields.add_generation_prompt is None else fields.add_generation_prompt
+    return await template.render(
+        [msgspec.to_builtins(message) for message in messages],
+        add_generation_prompt=adds_prompt,
+        continue_final_message=continuing,
+        tools=fields.tools or None,
+        extra=fields.chat_template_kwargs,
+    )
 
-    def tokens() -> Prompts:
-        text = template.render(
-            messages,
-            add_generation_prompt=adds_prompt,
-            continue_final_message=continuing,
-            extra=request.chat_template_kwargs,
-        )
+
+async def prepare(request: ChatRequest, model: LoadedModel, pool: TextPool) -> Generation:
+    """Render, tokenize and resolve defaults. Raises 400 for what does not fit the model."""
+    text = await render(request.messages, request, model)
+    limits = limits_of(request, None)
+
+    def tokens() -> tuple[Prompts, BadWords]:
+        tokenizer = model.text.tokenizer
         # The template writes the special tokens itself, the beginning of the text included.
-        return encode(model.text.tokenizer, [text], add_special_tokens=False)
+        prompts = encode(tokenizer, [text], add_special_tokens=False)
+        cut = [truncate(ids, request.truncate_prompt_tokens, limits, model.card) for ids in prompts]
+        return cut, encode_bad_words(tokenizer, request.bad_words)
 
-    prompts = await pool.run(tokens)
+    prompts, bad_words = await pool.run(tokens)
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    sampling = make_sampling(
+        *(request, model.card, limits.resolve(model.card, len(prompts[0]), "messages"), bad_words),
+        logprobs=logprobs,
+        prompt_logprobs=request.prompt_logprobs,
+    )
     return Generation(
         model=model,
         prompts=prompts,
         n=request.n or 1,
-        samplings=[sampling_of(request, model.card, len(prompts[0]), None, "messages")],
+        samplings=[sampling],
         stops=stop_strings(request.stop),
         include_stop=bool(request.include_stop_str_in_output),
         skip_special_tokens=request.skip_special_tokens is not False,
         priority=request.priority or 0,
         stream=bool(request.stream),
+        cache_salt=request.cache_salt or "",
+        logprobs=logprobs,
+        prompt_logprobs=request.prompt_logprobs,
     )

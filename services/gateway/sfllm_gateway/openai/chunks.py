@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from sfllm_gateway.generation import Update, Usage
-from sfllm_gateway.openai.responses import SYSTEM_FINGERPRINT, Envelope, chat_body, completion_body
+from sfllm_gateway.openai.responses import SYSTEM_FINGERPRINT, AnswerForm, chat_body, completion_body
+from sfllm_gateway.openai.token_json import chat_logprobs, completion_logprobs
 
 _encode = msgspec.json.Encoder().encode
 
@@ -27,18 +28,18 @@ class _EventAnswer:
 
     object_name: bytes
 
-    def __init__(self, envelope: Envelope, include_usage: bool, continuous_usage: bool) -> None:
-        self._envelope = envelope
+    def __init__(self, form: AnswerForm, include_usage: bool, continuous_usage: bool) -> None:
+        self._form = form
         self._include_usage = include_usage
         self._continuous_usage = continuous_usage and include_usage
         self._head = b'data: {"id":%s,"object":"%s","created":%d,"model":%s,"system_fingerprint":%s,' % (
-            _encode(envelope.id),
+            _encode(form.id),
             self.object_name,
-            envelope.created,
-            _encode(envelope.model),
+            form.created,
+            _encode(form.model),
             _encode(SYSTEM_FINGERPRINT),
         )
-        self._tail = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
+        self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
 
     def last(self, usage: Usage) -> bytes:
         """The usage event, if it was asked for."""
@@ -46,10 +47,19 @@ class _EventAnswer:
             return b""
         return b'%s"choices":[],"usage":%s}\n\n' % (self._head, usage_json(usage))
 
-    def _end(self, usage: Usage) -> bytes:
-        if self._continuous_usage:
-            return b'}],"usage":%s}\n\n' % usage_json(usage)
-        return self._tail
+    def _event(self, update: Update, body: bytes, logprobs: bytes, more: bytes = b"") -> bytes:
+        reason = b"null" if update.finish_reason is None else _encode(update.finish_reason)
+        if self._form.prompts is not None:
+            more += b',"token_ids":%s' % _encode(list(update.ids))
+        return b'%s"choices":[{"index":%d,%s,"logprobs":%s,"finish_reason":%s%s}]%s' % (
+            self._head,
+            update.choice,
+            body,
+            logprobs,
+            reason,
+            more,
+            b',"usage":%s}\n\n' % usage_json(update.usage) if self._continuous_usage else self._tail,
+        )
 
 
 class ChatAnswer(_EventAnswer):
@@ -64,27 +74,20 @@ class ChatAnswer(_EventAnswer):
     def event(self, update: Update) -> bytes:
         """Further text, and the reason with the last of it."""
         delta = b'{"content":%s}' % _encode(update.text) if update.text else b"{}"
-        reason = b"null" if update.finish_reason is None else _encode(update.finish_reason)
-        return b'%s"choices":[{"index":%d,"delta":%s,"logprobs":null,"finish_reason":%s%s' % (
-            self._head,
-            update.choice,
-            delta,
-            reason,
-            self._end(update.usage),
-        )
+        logprobs = b"null"
+        if update.logprobs:
+            logprobs = _encode(chat_logprobs(update.logprobs, self._form.names))
+        return self._event(update, b'"delta":%s' % delta, logprobs)
 
     def whole(self, updates: Sequence[Update], usage: Usage) -> bytes:
         """The whole answer."""
-        return chat_body(self._envelope, updates, usage)
+        return chat_body(self._form, updates, usage)
 
     def _role(self, index: int) -> bytes:
-        delta = b'{"role":"assistant","content":""}'
-        return b'%s"choices":[{"index":%d,"delta":%s,"logprobs":null,"finish_reason":null%s' % (
-            self._head,
-            index,
-            delta,
-            self._tail,
-        )
+        choice = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,' % index
+        prompts = self._form.prompts
+        prompt = b"" if prompts is None else b',"prompt_token_ids":%s' % _encode(list(prompts[0]))
+        return b'%s"choices":[%s"finish_reason":null}]%s%s' % (self._head, choice, prompt, self._tail)
 
 
 class CompletionAnswer(_EventAnswer):
@@ -92,21 +95,29 @@ class CompletionAnswer(_EventAnswer):
 
     object_name = b"text_completion"
 
+    def __init__(self, form: AnswerForm, include_usage: bool, continuous_usage: bool) -> None:
+        super().__init__(form, include_usage, continuous_usage)
+        self._begun: set[int] = set()
+
     def first(self, choices: int) -> bytes:  # noqa: ARG002 - chat needs it
         """Nothing: completions have no role to announce."""
         return b""
 
     def event(self, update: Update) -> bytes:
         """Further text, and the reason with the last of it."""
-        reason = b"null" if update.finish_reason is None else _encode(update.finish_reason)
-        return b'%s"choices":[{"index":%d,"text":%s,"logprobs":null,"finish_reason":%s%s' % (
-            self._head,
-            update.choice,
-            _encode(update.text),
-            reason,
-            self._end(update.usage),
-        )
+        logprobs = b"null"
+        if update.logprobs:
+            logprobs = _encode(completion_logprobs(update.logprobs, self._form.names))
+        return self._event(update, b'"text":%s' % _encode(update.text), logprobs, self._prompt(update.choice))
 
     def whole(self, updates: Sequence[Update], usage: Usage) -> bytes:
         """The whole answer."""
-        return completion_body(self._envelope, updates, usage)
+        return completion_body(self._form, updates, usage)
+
+    def _prompt(self, choice: int) -> bytes:
+        """The prompt's ids, in the first event of a choice if they were asked for."""
+        prompts = self._form.prompts
+        if prompts is None or choice in self._begun:
+            return b""
+        self._begun.add(choice)
+        return b',"prompt_token_ids":%s' % _encode(list(prompts[choice // self._form.n]))

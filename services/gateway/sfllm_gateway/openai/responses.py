@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sfllm.messages import ModelCard
-from sfllm_gateway.generation import Update, Usage
+from sfllm_gateway.generation import Prompts, Update, Usage
+from sfllm_gateway.openai.token_json import (
+    TokenNames,
+    chat_logprobs,
+    completion_logprobs,
+    prompt_logprobs,
+)
 from sfllm_gateway.version import VERSION
 
 SYSTEM_FINGERPRINT = f"sfllm-{VERSION}"
@@ -16,40 +22,62 @@ SYSTEM_FINGERPRINT = f"sfllm-{VERSION}"
 _encode = msgspec.json.Encoder().encode
 
 
-class Envelope(NamedTuple):
-    """What every answer begins with. `created` is in unix seconds."""
+class AnswerForm(NamedTuple):
+    """What all events and bodies of one answer share. `created` is in unix seconds.
+
+    `prompts`, with `n` choices each, are set when the client wants token ids beside texts.
+    """
 
     id: str
     created: int
     model: str
+    names: TokenNames
+    prompts: Prompts | None = None
+    n: int = 1
 
 
-def chat_body(envelope: Envelope, updates: Sequence[Update], usage: Usage) -> bytes:
+def chat_body(form: AnswerForm, updates: Sequence[Update], usage: Usage) -> bytes:
     """A `chat.completion`."""
     choices = [
         {
             "index": update.choice,
             "message": {"role": "assistant", "content": update.text, "refusal": None},
-            "logprobs": None,
+            "logprobs": None if update.logprobs is None else chat_logprobs(update.logprobs, form.names),
             "finish_reason": update.finish_reason,
+            **_token_ids(form, update),
         }
         for update in updates
     ]
-    return _body(envelope, "chat.completion", choices, usage)
+    more: dict[str, Any] = {}
+    if form.prompts is not None:
+        more["prompt_token_ids"] = list(form.prompts[0])
+    if updates[0].prompt_logprobs is not None:
+        more["prompt_logprobs"] = prompt_logprobs(updates[0].prompt_logprobs, form.names)
+    return _body(form, "chat.completion", choices, usage, more)
 
 
-def completion_body(envelope: Envelope, updates: Sequence[Update], usage: Usage) -> bytes:
+def completion_body(form: AnswerForm, updates: Sequence[Update], usage: Usage) -> bytes:
     """A `text_completion`."""
-    choices = [
-        {
+    choices = []
+    for update in updates:
+        logprobs = update.logprobs
+        choice = {
             "index": update.choice,
             "text": update.text,
-            "logprobs": None,
+            "logprobs": None if logprobs is None else completion_logprobs(logprobs, form.names),
             "finish_reason": update.finish_reason,
+            **_token_ids(form, update),
         }
-        for update in updates
-    ]
-    return _body(envelope, "text_completion", choices, usage)
+        if form.prompts is not None:
+            choice["prompt_token_ids"] = list(form.prompts[update.choice // form.n])
+        if update.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(update.prompt_logprobs, form.names)
+        choices.append(choice)
+    return _body(form, "text_completion", choices, usage, {})
+
+
+def _token_ids(form: AnswerForm, update: Update) -> dict[str, Any]:
+    return {} if form.prompts is None else {"token_ids": list(update.ids)}
 
 
 def model_json(name: str, card: ModelCard) -> dict[str, Any]:
@@ -66,13 +94,15 @@ def model_json(name: str, card: ModelCard) -> dict[str, Any]:
     }
 
 
-def _body(envelope: Envelope, kind: str, choices: Sequence[dict[str, Any]], usage: Usage) -> bytes:
+def _body(
+    form: AnswerForm, kind: str, choices: Sequence[dict[str, Any]], usage: Usage, more: dict[str, Any]
+) -> bytes:
     return _encode(
         {
-            "id": envelope.id,
+            "id": form.id,
             "object": kind,
-            "created": envelope.created,
-            "model": envelope.model,
+            "created": form.created,
+            "model": form.model,
             "system_fingerprint": SYSTEM_FINGERPRINT,
             "choices": choices,
             "usage": {
@@ -81,5 +111,6 @@ def _body(envelope: Envelope, kind: str, choices: Sequence[dict[str, Any]], usag
                 "total_tokens": usage.prompt_tokens + usage.completion_tokens,
                 "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
             },
+            **more,
         }
     )

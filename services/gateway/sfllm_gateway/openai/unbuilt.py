@@ -15,15 +15,10 @@ from sfllm.errors import ErrorCode, ServiceError
 from sfllm.wire import DECODE_ERRORS
 
 UNBUILT: dict[str, tuple[Any, ...]] = {
-    "allowed_token_ids": (),
     "audio": (),
-    "bad_words": ([],),
     "best_of": (1,),
-    "cache_salt": ("",),
     "chat_template": (),
     "documents": ([],),
-    "echo": (False,),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "guided_choice": (),
@@ -32,26 +27,17 @@ UNBUILT: dict[str, tuple[Any, ...]] = {
     "guided_regex": (),
     "include_reasoning": (True,),
     "length_penalty": (1,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "presence_penalty": (0,),
-    "prompt_logprobs": (),
     "reasoning_effort": (),
-    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "return_logprob": (False,),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
     "store": (False,),
     "structured_outputs": (),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
-    "truncate_prompt_tokens": (),
     "use_beam_search": (False,),
     "web_search_options": (),
     # Only in the native API's sampling_params.
@@ -67,7 +53,7 @@ def refuse_unbuilt(fields: Mapping[str, msgspec.Raw], path: str = "") -> None:
     `path` is where the fields are inside the body, such as "sampling_params.".
     """
     for name, raw in fields.items():
-        if name not in UNBUILT:
+        if name not in UNBUILT or (name == "tools" and _forbids_calls(fields)):
             continue
         try:
             value = msgspec.json.decode(raw)
@@ -79,6 +65,11 @@ def refuse_unbuilt(fields: Mapping[str, msgspec.Raw], path: str = "") -> None:
             raise ServiceError(
                 ErrorCode.NOT_SUPPORTED, f"{path}{name} is not supported yet", param=path + name
             )
+
+
+def _forbids_calls(fields: Mapping[str, msgspec.Raw]) -> bool:
+    """Whether tools are only shown to the chat template: no call has to be found in the output."""
+    return bytes(fields.get("tool_choice", b"")).strip() == b'"none"'
 
 
 def _same(value: Any, neutral: Any) -> bool:
