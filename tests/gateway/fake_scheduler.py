@@ -148,6 +148,7 @@ class FakeScheduler:
     def __init__(self, gateway_address: str = "tcp://127.0.0.1:*", asset_address: str = "") -> None:
         self.script = Script()
         self.models: tuple[ModelState, ...] = (ModelState(model_card(), 1),)
+        self.files = {asset_of("", content).sha256: content for content in ASSET_FILES.values()}
         self.seen: list[Message] = []
         self.prompts: list[list[int]] = []
         self.epoch = id(self)
@@ -214,7 +215,7 @@ class FakeScheduler:
                 peer, frames = received
                 get = decode_asset(frames).message
                 assert isinstance(get, AssetGet)
-                content = {asset_of("", data).sha256: data for data in ASSET_FILES.values()}.get(get.sha256)
+                content = self.files.get(get.sha256)
                 self._assets.send(peer, wire.encode(chunk_of(get.sha256, content, get.offset)))
             if self._forget:
                 self._forget = False

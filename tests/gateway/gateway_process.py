@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import requests
 from fake_scheduler import FakeScheduler
@@ -50,6 +51,13 @@ class GatewayProcess:
             except requests.ConnectionError:
                 assert self.process.poll() is None, self.log()
             assert time.monotonic() < end, "the gateway did not get ready"
+            time.sleep(0.02)
+
+    def wait_until(self, met: Callable[[], bool], timeout: float = 20) -> None:
+        """Poll until a condition about this process is met."""
+        end = time.monotonic() + timeout
+        while not met():
+            assert time.monotonic() < end, self.log()
             time.sleep(0.02)
 
     def metric(self, name: str) -> float:

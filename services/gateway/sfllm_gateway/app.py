@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
+from typing import Any
 
+import msgspec
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
@@ -12,11 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.metrics import CONTENT_TYPE
-from sfllm_gateway import openapi
+from sfllm_gateway import native, openapi, text_api
 from sfllm_gateway.endpoints import ENDPOINTS, Endpoint, GatewayState, serve_generation
 from sfllm_gateway.failures import as_service_error
-from sfllm_gateway.http_io import ClientGoneError, error_headers, error_json, header, send_error
+from sfllm_gateway.http_io import ClientGoneError, error_headers, error_json, header, read_body, send_error
 from sfllm_gateway.openai.responses import model_json
+from sfllm_gateway.text_api import DetokenizeRequest, TokenizeRequest
 from sfllm_gateway.version import VERSION
 
 METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
@@ -44,8 +47,11 @@ def build(state: GatewayState) -> ASGIApp:
     for endpoint in ENDPOINTS:
         _add_generation(app, state, endpoint)
     _add_models(app, state)
+    _add_text(app, state)
     _add_status(app, state)
-    openapi.install(app, ENDPOINTS)
+    _add_info(app, state)
+    types = [endpoint.request_type for endpoint in ENDPOINTS]
+    openapi.install(app, [*types, TokenizeRequest, DetokenizeRequest])
     return HttpFront(app, state)
 
 
@@ -59,7 +65,7 @@ def _add_generation(app: FastAPI, state: GatewayState, endpoint: Endpoint) -> No
         methods=["POST"],
         name=endpoint.name,
         summary=endpoint.summary,
-        openapi_extra=openapi.request_body(endpoint),
+        openapi_extra=openapi.request_body(endpoint.request_type),
         responses=openapi.GENERATION_RESPONSES,
     )
 
@@ -73,6 +79,47 @@ def _add_models(app: FastAPI, state: GatewayState) -> None:
     @app.get("/v1/models/{model_id:path}", summary="One model", responses=openapi.error_responses(404, 503))
     async def model(model_id: str) -> JSONResponse:
         return JSONResponse(model_json(model_id, state.registry.card(model_id)))
+
+
+def _add_text(app: FastAPI, state: GatewayState) -> None:
+    async def body_of(request: Request) -> bytes:
+        return await read_body(request.scope, request.receive, state.settings.max_body_bytes)
+
+    errors = openapi.error_responses(400, 404, 413, 501, 503)
+
+    @app.post(
+        "/tokenize",
+        summary="The token ids of a text or a conversation",
+        openapi_extra=openapi.request_body(TokenizeRequest),
+        responses=errors,
+    )
+    async def tokenize(request: Request) -> Response:
+        wanted = text_api.decode_tokenize(await body_of(request))
+        model = state.registry.resolve(wanted.model)
+        return _json(await text_api.tokenize(wanted, model, state.pool))
+
+    @app.post(
+        "/detokenize",
+        summary="The text of token ids",
+        openapi_extra=openapi.request_body(DetokenizeRequest),
+        responses=errors,
+    )
+    async def detokenize(request: Request) -> Response:
+        wanted = text_api.decode_detokenize(await body_of(request))
+        model = state.registry.resolve(wanted.model)
+        return _json(await text_api.detokenize(wanted, model, state.pool))
+
+    @app.get(
+        "/tokenizer_info",
+        summary="Special tokens, chat template and class of a model's tokenizer",
+        responses=openapi.error_responses(400, 404, 503),
+    )
+    async def tokenizer_info(model: str | None = None) -> Response:
+        return _json(text_api.tokenizer_info(state.registry.resolve(model)))
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
 
 
 def _add_status(app: FastAPI, state: GatewayState) -> None:
@@ -95,6 +142,34 @@ def _add_status(app: FastAPI, state: GatewayState) -> None:
     @app.get("/version", summary="The version of sfllm")
     async def version() -> JSONResponse:
         return JSONResponse({"version": VERSION})
+
+
+def _add_info(app: FastAPI, state: GatewayState) -> None:
+    @app.get("/load", summary="How many generation requests are open in this process")
+    async def load() -> Response:
+        return _json({"server_load": state.open_requests})
+
+    @app.get(
+        "/get_model_info",
+        summary="What is known of a model, in the native form",
+        responses=openapi.error_responses(400, 404, 503),
+    )
+    async def model_info(model: str | None = None) -> Response:
+        return _json(native.model_info(state.registry.resolve(model).card))
+
+    @app.get("/get_server_info", summary="Version, limits and models of this server, in the native form")
+    async def server_info() -> Response:
+        return _json(
+            {
+                "version": VERSION,
+                "status": state.problem() or "ready",
+                "open_requests": state.open_requests,
+                "max_streams": state.settings.max_streams,
+                "max_body_bytes": state.settings.max_body_bytes,
+                "request_timeout_seconds": state.settings.request_timeout_seconds,
+                "models": state.registry.overview(),
+            }
+        )
 
 
 class HttpFront:

@@ -92,6 +92,18 @@ class ModelRegistry:
         """Every name that can be asked for, with its card."""
         return [(name, state.card) for name, state in self._by_name.items()]
 
+    def overview(self) -> list[dict[str, Any]]:
+        """Each model once: its names, and how many workers can serve it."""
+        return [
+            {
+                "id": state.card.name,
+                "aliases": state.card.aliases,
+                "max_model_len": state.card.max_model_len,
+                "workers": state.workers,
+            }
+            for state in self._states
+        ]
+
     def card(self, name: str) -> ModelCard:
         """The card of a model by any of its names. Raises 404, or 503 before any model is known."""
         if not self._by_name:

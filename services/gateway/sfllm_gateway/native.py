@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from sfllm.messages import ModelCard
 from sfllm.wire import DECODE_ERRORS
 from sfllm_gateway.generation import Generation, Prompts, Update, Usage
 from sfllm_gateway.models import LoadedModel
@@ -114,6 +115,20 @@ async def prepare(request: GenerateRequest, model: LoadedModel, pool: TextPool) 
         priority=request.priority or 0,
         stream=bool(request.stream),
     )
+
+
+def model_info(card: ModelCard) -> dict[str, Any]:
+    """`GET /get_model_info`. `preferred_sampling_params` are the model's own defaults, where it has any."""
+    defaults = msgspec.structs.asdict(card.defaults)
+    return {
+        "model_path": card.root,
+        "tokenizer_path": card.root,
+        "is_generation": True,
+        "served_model_name": card.name,
+        "max_model_len": card.max_model_len,
+        "vocab_size": card.vocab_size,
+        "preferred_sampling_params": {name: value for name, value in defaults.items() if value is not None},
+    }
 
 
 class NativeAnswer:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI
@@ -43,14 +43,6 @@ _MEANINGS = {
 }
 
 
-class Documented(Protocol):
-    """What the document needs of an endpoint."""
-
-    @property
-    def request_type(self) -> type[msgspec.Struct]:
-        """The struct of its body."""
-
-
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The documentation of error answers."""
     schema = {"$ref": REFERENCE.format(name="Error")}
@@ -69,21 +61,20 @@ GENERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def request_body(endpoint: Documented) -> dict[str, Any]:
-    """The `requestBody` of an endpoint."""
-    schema = {"$ref": REFERENCE.format(name=endpoint.request_type.__name__)}
+def request_body(request_type: type[msgspec.Struct]) -> dict[str, Any]:
+    """The `requestBody` of an endpoint that takes this struct."""
+    schema = {"$ref": REFERENCE.format(name=request_type.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def install(app: FastAPI, endpoints: Sequence[Documented]) -> None:
-    """Add the schemas of the endpoints' bodies to the document that FastAPI makes of `app`."""
+def install(app: FastAPI, types: Sequence[type[msgspec.Struct]]) -> None:
+    """Add the schemas of request bodies to the document that FastAPI makes of `app`."""
     original = app.openapi
 
     def document() -> dict[str, Any]:
         made = original()
         schemas = made.setdefault("components", {}).setdefault("schemas", {})
         if "Error" not in schemas:
-            types = [endpoint.request_type for endpoint in endpoints]
             schemas |= msgspec.json.schema_components(types, ref_template=REFERENCE)[1]
             schemas["Error"] = ERROR_SCHEMA
         return made

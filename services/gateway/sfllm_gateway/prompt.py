@@ -89,7 +89,7 @@ class PromptTemplate:
         except Exception as error:
             raise ServiceError(
                 ErrorCode.INVALID_REQUEST,
-                f"the model's chat template refuses these messages: {quote(str(error) or type(error).__name__)}",
+                f"the model's chat template refuses these messages: {quote(str(error) or repr(error))}",
                 param="messages",
             ) from error
         return _up_to_final_message(text, messages) if continue_final_message else text
