@@ -81,9 +81,7 @@ def test_a_killed_worker_comes_back_and_a_signal_ends_everything(
 def test_a_worker_that_cannot_load_ends_the_command_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"not a model")
     command = [sys.executable, "-m", "sfllm_cli", "serve", str(tmp_path / "broken.gguf"), "--port=0"]
-    finished = subprocess.run(
-        [*command, "--max-restarts=1"], capture_output=True, text=True, timeout=READY_SECONDS, check=False
-    )
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=READY_SECONDS, check=False)
     assert finished.returncode == 1
-    assert "worker-0 died 1 times without becoming ready" in finished.stderr
-    assert "its last lines were" in finished.stderr
+    assert finished.stderr.count("worker-0 |") == 1, "it is not started again: that would not help"
+    assert "is not a readable GGUF file" in finished.stderr

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sfllm.messages import Sampling
 from sfllm_worker.sampling.adjust import SamplingRow
-from sfllm_worker.sampling.sampler import inverse_cdf, sample
+from sfllm_worker.sampling.sampler import doubling_scan, inverse_cdf, sample
 
 
 def row(position: int = 0, choice: int = 0, banned: tuple[int, ...] = (), **fields: object) -> SamplingRow:
@@ -132,6 +132,12 @@ def test_inverse_cdf_finds_each_token_at_its_share(vocab_size: int) -> None:
     for token in (weights[0] > 0).nonzero()[:, 0].tolist()[:: max(1, vocab_size // 40)]:
         middle = (ends[token] - weights[0, token].double() / 2) / ends[-1]
         assert inverse_cdf(weights, middle.float()[None]).tolist() == [token]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 192, 256])
+def test_the_scan_for_gpus_is_a_running_sum(length: int) -> None:
+    values = torch.rand(3, length, generator=torch.Generator().manual_seed(2))
+    assert torch.allclose(doubling_scan(values).double(), values.double().cumsum(-1), atol=1e-4)
 
 
 def test_inverse_cdf_stays_on_the_last_weighted_token_when_rounding_runs_past_the_end() -> None:

@@ -122,9 +122,14 @@ class Engine:
             return StepResult([], [], plan.admitted, len(plan.preempted), 0)
         if plan.copies:
             self._kv.copy_blocks(plan.copies)
-        targets = [row for row in plan.rows if row.completes]
-        spans = list(filter(None, map(_prompt_span, plan.rows)))
-        inputs = self._inputs(plan, spans)
+        completed = [index for index, row in enumerate(plan.rows) if row.completes]
+        targets = [plan.rows[index] for index in completed]
+        spans = [
+            span
+            for row in plan.rows
+            if row.sequence.sampling.prompt_logprobs >= 0 and (span := _prompt_span(row)) is not None
+        ]
+        inputs = self._inputs(plan, completed, spans)
         logits = self._runner.run(inputs)
         # Each completed sequence gets a token now or ends, so `computed` stays below its length.
         self.planner.commit(plan)
@@ -132,8 +137,8 @@ class Engine:
         progress = self._advance(targets, logits[: len(targets)]) if targets else []
         return StepResult(progress, reports, plan.admitted, len(plan.preempted), len(inputs.token_ids))
 
-    def _inputs(self, plan: StepPlan, spans: list[_PromptSpan]) -> StepInputs:
-        """Lay out a step. Logits are wanted of completed sequences' last tokens, then of the spans."""
+    def _inputs(self, plan: StepPlan, completed: list[int], spans: list[_PromptSpan]) -> StepInputs:
+        """Lay out a step. Logits are wanted of the completed rows' last tokens, then of the spans."""
         token_ids: list[int] = []
         for sequence, count in plan.rows:
             token_ids += sequence.tokens[sequence.computed : sequence.computed + count]
@@ -145,10 +150,11 @@ class Engine:
             device=self._device,
         )
         ends = list(accumulate(row.num_tokens for row in plan.rows))
-        wanted = [end - 1 for end, row in zip(ends, plan.rows, strict=True) if row.completes]
-        starts = {id(row.sequence): end - row.num_tokens for end, row in zip(ends, plan.rows, strict=True)}
+        wanted = [ends[index] - 1 for index in completed]
+        row_of = {id(row.sequence): index for index, row in enumerate(plan.rows)} if spans else {}
         for sequence, start, count in spans:
-            first = starts[id(sequence)] + start - 1 - sequence.computed
+            index = row_of[id(sequence)]
+            first = ends[index] - plan.rows[index].num_tokens + start - 1 - sequence.computed
             wanted += range(first, first + count)
         ids = torch.tensor(token_ids, dtype=torch.int64, device=self._device)
         return StepInputs(ids, batch, torch.tensor(wanted, dtype=torch.int64, device=self._device))
@@ -202,8 +208,6 @@ class _PromptSpan(NamedTuple):
 def _prompt_span(row: Row) -> _PromptSpan | None:
     """The prompt tokens that a row's logits predict and that were not reported yet."""
     sequence, num_tokens = row
-    if sequence.sampling.prompt_logprobs < 0:
-        return None
     start = max(sequence.reported_prompt, sequence.computed + 1)
     end = min(sequence.prompt_count, sequence.computed + num_tokens + 1)
     return _PromptSpan(sequence, start, end - start) if start < end else None
