@@ -225,6 +225,15 @@ def test_a_client_that_leaves_cancels_everywhere(
     wait_until(lambda: gateway.metric("gateway_open_requests") == 0, "still open")
 
 
+@pytest.mark.parametrize("path", [COMPLETIONS, "/tokenize"])
+def test_a_client_that_leaves_within_its_body_is_no_failure(gateway: GatewayProcess, path: str) -> None:
+    before = gateway.metric("disconnected_clients_total")
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=5) as client:
+        client.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n".encode() + b"{")
+    wait_until(lambda: gateway.metric("disconnected_clients_total") == before + 1, "not counted")
+    assert "unexpected failure" not in gateway.log()
+
+
 def test_a_deadline_ends_a_request_that_nobody_finishes(
     own_scheduler: FakeScheduler, start: Callable[..., GatewayProcess]
 ) -> None:

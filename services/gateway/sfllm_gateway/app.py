@@ -24,6 +24,9 @@ from sfllm_gateway.version import VERSION
 
 METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
 
+CLIENT_GONE = 499
+"""The status that nobody sees, of a request whose client left before it was read (as nginx counts it)."""
+
 
 class GenerationResponse(Response):
     """Hands the raw connection to a generation endpoint: nothing lies between a token and the socket."""
@@ -44,6 +47,12 @@ def build(state: GatewayState) -> ASGIApp:
     app.add_exception_handler(ServiceError, _answer_failure)
     app.add_exception_handler(HTTPException, _answer_failure)
     app.add_exception_handler(Exception, _answer_failure)
+
+    async def count_lost(_request: Request, _error: Exception) -> Response:
+        state.metrics.disconnected.inc()
+        return Response(status_code=CLIENT_GONE)
+
+    app.add_exception_handler(ClientGoneError, count_lost)
     for endpoint in ENDPOINTS:
         _add_generation(app, state, endpoint)
     _add_models(app, state)
@@ -194,8 +203,6 @@ class HttpFront:
 
         try:
             await self._app(scope, receive, counted_send)
-        except ClientGoneError:
-            self._state.metrics.disconnected.inc()
         except Exception as error:  # noqa: BLE001 - the last place where a failure can be answered
             # Layers within answered what could be answered; they pass on what nobody foresaw.
             failure = as_service_error(error, scope["state"]["request_id"])

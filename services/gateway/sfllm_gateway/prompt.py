@@ -68,7 +68,7 @@ class PromptTemplate:
         environment.globals["strftime_now"] = _strftime_now
         self._template = environment.from_string(source)
         self._special_tokens = special_tokens
-        self._content_form = content_form(environment.parse(source))
+        self.content = content_form(environment.parse(source))
 
     def render(
         self,
@@ -80,7 +80,7 @@ class PromptTemplate:
         extra: dict[str, Any] | None = None,
     ) -> str:
         """The prompt. Raises `ServiceError` (400) when the template refuses these messages."""
-        shown = template_messages(messages, self._content_form)
+        shown = template_messages(messages, self.content)
         variables: dict[str, Any] = {"documents": None, **self._special_tokens}
         variables |= extra or {}
         variables |= {"messages": shown, "tools": tools, "add_generation_prompt": add_generation_prompt}
