@@ -132,6 +132,7 @@ class Script:
     skip_prompt_at: list[int] = field(default_factory=list)
     """At which starts to lose one message of the prompt's log probabilities, once each."""
     ignore_submits: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass
@@ -335,7 +336,7 @@ class FakeScheduler:
                 running.peer,
                 Finished(
                     *(submit.handle, submit.attempt, choice, reason, stop_token),
-                    *(len(running.prompt), 0, count, Timings(0.1, 0.2, 0.3)),
+                    *(len(running.prompt), self.script.cached_tokens, count, Timings(0.1, 0.2, 0.3)),
                 ),
             )
         if not running.generated:

@@ -50,6 +50,36 @@ def test_chat_streaming(client: OpenAI) -> None:
     assert chunks[-1].usage is not None
 
 
+def test_chat_logprobs(client: OpenAI) -> None:
+    answer = client.chat.completions.create(model="tiny", messages=MESSAGES, logprobs=True, top_logprobs=3)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert logprobs.refusal is None
+    assert bytes(byte for token in logprobs.content for byte in token.bytes or ()).decode() == "schön €"
+    assert all(token.logprob <= 0 and len(token.top_logprobs) == 3 for token in logprobs.content)
+
+
+def test_chat_logprobs_streaming(client: OpenAI) -> None:
+    chunks = list(
+        client.chat.completions.create(
+            model="tiny", messages=MESSAGES, logprobs=True, top_logprobs=2, stream=True
+        )
+    )
+    found = [chunk.choices[0].logprobs for chunk in chunks]
+    tokens = [token for logprobs in found if logprobs is not None for token in logprobs.content or ()]
+    assert bytes(byte for token in tokens for byte in token.bytes or ()).decode() == "schön €"
+    assert [len(token.top_logprobs) for token in tokens] == [2] * len(tokens)
+
+
+def test_the_clients_stream_helper_puts_logprobs_together(client: OpenAI) -> None:
+    with client.chat.completions.stream(model="tiny", messages=MESSAGES, logprobs=True) as stream:
+        logprobs = stream.get_final_completion().choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.content is not None
+    assert [token.token for token in logprobs.content[:3]] == ["s", "c", "h"]
+
+
 def test_the_clients_own_stream_helper(client: OpenAI) -> None:
     with client.chat.completions.stream(model="tiny", messages=MESSAGES) as stream:
         final = stream.get_final_completion()
@@ -67,6 +97,49 @@ def test_completions_streaming(gateway: GatewayProcess) -> None:
     chunks = list(client.completions.create(model="tiny", prompt="x", stream=True, max_tokens=4))
     assert "".join(chunk.choices[0].text for chunk in chunks) == "abcd"
     assert chunks[-1].choices[0].finish_reason == "length"
+
+
+def test_completion_logprobs(client: OpenAI) -> None:
+    logprobs = client.completions.create(model="tiny", prompt="say:ab", logprobs=2).choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == ["a", "b"]
+    assert logprobs.text_offset == [0, 1]
+    assert logprobs.token_logprobs == [-0.25, -0.25]
+    assert logprobs.top_logprobs == [{"a": -0.25, "b": -1.5}, {"b": -0.25, "c": -1.5}]
+
+
+def test_completion_logprobs_of_an_echo(gateway: GatewayProcess) -> None:
+    # Not strict: the client's type does not allow the null that OpenAI itself gives for the first token.
+    client = make_client(gateway, strict=False)
+    answer = client.completions.create(model="tiny", prompt="say:ab", logprobs=1, echo=True)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert logprobs.tokens == list("say:abab")
+    assert logprobs.token_logprobs is not None
+    assert logprobs.token_logprobs[0] is None
+
+
+def test_completion_logprobs_streaming(gateway: GatewayProcess) -> None:
+    client = make_client(gateway, strict=False)  # as in `test_completions_streaming`
+    chunks = list(client.completions.create(model="tiny", prompt="say:ab", logprobs=1, stream=True))
+    found = [chunk.choices[0].logprobs for chunk in chunks]
+    assert [token for logprobs in found if logprobs for token in logprobs.tokens or ()] == ["a", "b"]
+
+
+def test_cached_tokens_and_sampling_fields_pass_through(client: OpenAI, scheduler: FakeScheduler) -> None:
+    scheduler.script.cached_tokens = 7
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=MESSAGES,
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        logit_bias={"5": -100},
+        seed=1,
+        extra_body={"repetition_penalty": 1.1, "bad_words": ["x"], "cache_salt": "s"},
+    )
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens_details is not None
+    assert answer.usage.prompt_tokens_details.cached_tokens == 7
 
 
 def test_models(client: OpenAI) -> None:
