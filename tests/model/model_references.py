@@ -7,61 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from model_variants import TINY, VARIANTS, Variant
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.load.dummy import byte_tokenizer
 from sfllm_worker.model.attention import AttentionBatch
-from sfllm_worker.model.decoder import Decoder
+from sfllm_worker.model.decoder import TextModel
 
 BLOCK = 4
-TINY: dict[str, Any] = {
-    "vocab_size": 300,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    # Far larger than trained weights, so that attention is sharp and an error in it is visible.
-    "initializer_range": 0.3,
-}
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-VARIANTS: dict[str, tuple[type, type, dict[str, Any]]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": False}),
-    "llama-tied": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
-    "llama-biased": (LlamaConfig, LlamaForCausalLM, {"attention_bias": True, "mlp_bias": True}),
-    "llama-wide-heads": (LlamaConfig, LlamaForCausalLM, {"head_dim": 16}),
-    "llama3-rope": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": LLAMA3_ROPE}),
-    "llama-linear-rope": (
-        LlamaConfig,
-        LlamaForCausalLM,
-        {"rope_parameters": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 3.0}},
-    ),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16, "tie_word_embeddings": False}),
-    "qwen3-tied": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16, "tie_word_embeddings": True}),
-    "qwen3-biased": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16, "attention_bias": True}),
-}
 
 
-def make_reference(variant: str, directory: Path, **save_options: Any) -> Any:
-    """A seeded random model in float32, saved to `directory`; biases and norms are random too."""
-    config_class, model_class, options = VARIANTS[variant]
+def make_model(variant: Variant) -> Any:
+    """A seeded random model in float32; biases and norms are random too."""
+    config = getattr(transformers, f"{variant.family}Config")(**{**TINY, **variant.options})
     torch.manual_seed(7)
-    model = model_class(config_class(**{**TINY, **options}, eos_token_id=2)).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    centre = 0.0 if variant.family.startswith("Gemma") else 1.0
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             parameter.data.normal_(0, 0.3)
-        if name.endswith("norm.weight"):
-            parameter.data.normal_(1, 0.2)
+        elif parameter.ndim == 1:
+            parameter.data.normal_(centre, 0.2)
+    return model
+
+
+def make_reference(name: str, directory: Path, **save_options: Any) -> Any:
+    """The model of a variant, saved to `directory`."""
+    model = make_model(VARIANTS[name])
     model.save_pretrained(directory, **save_options)
     tokenizer = byte_tokenizer(model.config.vocab_size)
     (directory / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
@@ -73,6 +47,16 @@ def reference_logits(model: Any, tokens: Sequence[int]) -> Tensor:
     """Logits float32 `[len(tokens), vocab]` of transformers."""
     logits: Tensor = model(torch.tensor([list(tokens)])).logits[0].float()
     return logits
+
+
+@torch.inference_mode()
+def stepwise_logits(model: Any, tokens: Sequence[int]) -> Tensor:
+    """The same, one token at a time over transformers' cache."""
+    cache, parts = transformers.DynamicCache(), []
+    for token in tokens:
+        output = model(torch.tensor([[token]]), past_key_values=cache, use_cache=True)
+        parts.append(output.logits[0].float())
+    return torch.cat(parts)
 
 
 def reference_greedy(model: Any, prompt: Sequence[int], count: int) -> list[int]:
@@ -93,13 +77,18 @@ def reference_greedy(model: Any, prompt: Sequence[int], count: int) -> list[int]
 class Sequences:
     """Sequences over one cache with scattered block tables, run step by step as an engine would."""
 
-    def __init__(self, decoder: Decoder, num_sequences: int, max_tokens: int, seed: int = 0) -> None:
+    def __init__(self, decoder: TextModel, num_sequences: int, max_tokens: int, seed: int = 0) -> None:
         self.decoder = decoder
         each = -(-max_tokens // BLOCK)
         blocks = torch.randperm(each * num_sequences, generator=torch.Generator().manual_seed(seed)) + 1
         self.tables: list[list[int]] = blocks.view(num_sequences, each).tolist()
         self.kv = KVCache(decoder.config, each * num_sequences + 1, BLOCK, decoder.dtype, decoder.device)
         self.lengths = [0] * num_sequences
+
+    def share_prefix(self, source: int, target: int, num_blocks: int) -> None:
+        """Let `target` start with the first blocks of `source`, as after a hit in a prefix cache."""
+        self.tables[target][:num_blocks] = self.tables[source][:num_blocks]
+        self.lengths[target] = num_blocks * BLOCK
 
     @torch.inference_mode()
     def step(self, work: Sequence[tuple[int, Sequence[int]]]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The decoder against transformers, on the same float32 weights."""
+"""What holds for the decoder whatever the family; `test_families` compares each with transformers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from model_references import VARIANTS, Sequences, make_reference, reference_greedy, reference_logits
+from model_references import Sequences, make_reference, reference_logits
 
 from sfllm_worker.load import LoadedModel, load_model
 
@@ -46,69 +46,6 @@ def tokens(count: int, seed: int) -> list[int]:
 
 def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours - theirs).abs().max())
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_of_a_whole_prompt_equal_those_of_transformers(
-    pair: Callable[[str], Pair], variant: str
-) -> None:
-    both = pair(variant)
-    prompt = tokens(97, seed=1)
-    [ours] = Sequences(both.loaded.decoder, 1, 100).step([(0, prompt)])
-    theirs = reference_logits(both.reference, prompt)
-    assert theirs.std() > 0.5  # logits that hardly vary would agree whatever we compute
-    assert difference(ours, theirs) <= TOLERANCE
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_greedy_tokens_of_mixed_lengths_in_one_batch_equal_those_of_transformers(
-    pair: Callable[[str], Pair], variant: str
-) -> None:
-    both = pair(variant)
-    prompts = [tokens(length, seed=length) for length in (1, 3, 4, 5, 40, 90)]
-    ours = Sequences(both.loaded.decoder, len(prompts), 120).greedy(prompts, 12)
-    assert ours == [reference_greedy(both.reference, prompt, 12) for prompt in prompts]
-
-
-@pytest.mark.parametrize("variant", ["llama-biased", "qwen3", "llama3-rope"])
-def test_chunks_mixed_with_decodes_give_the_logits_of_each_sequence_alone(
-    pair: Callable[[str], Pair], variant: str
-) -> None:
-    both = pair(variant)
-    texts = [tokens(length, seed=length) for length in (30, 61, 45, 9)]
-    run = Sequences(both.loaded.decoder, 4, 64)
-    parts: list[list[torch.Tensor]] = [[] for _ in texts]
-    done = [0] * 4
-    # Each round lists (sequence, tokens); decodes come first, chunks end inside and at the edges of blocks.
-    rounds = [
-        [(3, 5), (0, 8)],
-        [(3, 1), (0, 1), (1, 13)],
-        [(0, 1), (3, 1), (1, 1), (2, 20)],
-        [(3, 1), (1, 30), (0, 7), (2, 1)],
-        [(0, 1), (3, 1), (2, 24), (1, 17)],
-        [(0, 12)],
-    ]
-    for step in rounds:
-        work = [(index, texts[index][done[index] : done[index] + count]) for index, count in step]
-        for (index, count), logits in zip(step, run.step(work), strict=True):
-            parts[index].append(logits)
-            done[index] += count
-    assert done == [30, 61, 45, 9]
-    for text, pieces in zip(texts, parts, strict=True):
-        assert difference(torch.cat(pieces), reference_logits(both.reference, text)) <= TOLERANCE
-
-
-@pytest.mark.parametrize("length", [3, 4, 5, 8, 9])
-def test_decoding_across_a_block_edge_equals_the_whole_prompt(
-    pair: Callable[[str], Pair], length: int
-) -> None:
-    both = pair("qwen3-tied")
-    text = tokens(length + 2, seed=length)
-    run = Sequences(both.loaded.decoder, 1, 16)
-    run.step([(0, text[:length])])
-    one, two = run.step([(0, text[length : length + 1])]), run.step([(0, text[length + 1 :])])
-    theirs = reference_logits(both.reference, text)[length:]
-    assert difference(torch.cat([one[0], two[0]]), theirs) <= TOLERANCE
 
 
 def test_a_row_does_not_depend_on_its_batch_mates(pair: Callable[[str], Pair]) -> None:

@@ -94,7 +94,13 @@ def _timed(phases: dict[str, float], name: str, work: Callable[[], T]) -> T:
 def _load(settings: WorkerSettings, device: torch.device) -> LoadedModel:
     path = settings.model if settings.load_format == "dummy" else resolve_model(settings.model)
     dtype = choose_dtype(settings.dtype, device)
-    return load_model(path, dtype=dtype, device=device, load_format=settings.load_format)
+    return load_model(
+        path,
+        dtype=dtype,
+        device=device,
+        load_format=settings.load_format,
+        context_length=settings.max_context_length,
+    )
 
 
 def build_engine(settings: WorkerSettings, model: LoadedModel, device: torch.device) -> Engine:

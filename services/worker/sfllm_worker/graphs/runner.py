@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.model.attention import AttentionBatch
-from sfllm_worker.model.decoder import Decoder
+from sfllm_worker.model.decoder import TextModel
 
 
 class StepInputs(NamedTuple):
@@ -38,7 +38,7 @@ class GraphRunner(Protocol):
 class EagerRunner:
     """Launches each operation as it comes."""
 
-    def __init__(self, decoder: Decoder, kv: KVCache) -> None:
+    def __init__(self, decoder: TextModel, kv: KVCache) -> None:
         self._decoder = decoder
         self._kv = kv
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfllm_worker.model.config import token_ids
 from sfllm_worker.model.errors import ModelLoadError
+from sfllm_worker.model.fields import token_ids
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from sfllm_worker.model.config import ModelConfig
+
 _SAMPLE = 1 << 20
 """Bytes at both ends of a file that take part in its fingerprint."""
 
@@ -27,9 +29,13 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def directory_fingerprint(directory: Path, dtype: torch.dtype) -> str:
-    """Identity of the model in a directory when run in `dtype`: its configuration and weight files."""
-    digest = hashlib.sha256(str(dtype).encode())
+def directory_fingerprint(directory: Path, dtype: torch.dtype, config: ModelConfig) -> str:
+    """Identity of the model in a directory when run in `dtype`: its configuration and weight files.
+
+    `config` takes part because keys also depend on what was made of the file, such as which of two sets
+    of rotary factors is used.
+    """
+    digest = hashlib.sha256(repr((dtype, config.ropes)).encode())
     digest.update((directory / "config.json").read_bytes())
     for path in sorted(directory.glob("*.safetensors")):
         digest.update(path.name.encode())

@@ -16,8 +16,10 @@ from sfllm_worker.load.gguf_cache import converted
 from sfllm_worker.load.safetensors_files import SafetensorsSource
 from sfllm_worker.load.weights import build_weights
 from sfllm_worker.model.config import ModelConfig
-from sfllm_worker.model.decoder import Decoder
+from sfllm_worker.model.decoder import Decoder, TextModel
 from sfllm_worker.model.errors import ModelLoadError
+from sfllm_worker.model.families import find_family
+from sfllm_worker.model.transformers_model import dummy_transformers_model, load_transformers_model
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class LoadedModel:
     """A model ready to run, and what a model card and a gateway need to know about it."""
 
     config: ModelConfig
-    decoder: Decoder
+    decoder: TextModel
     name: str
     """The last part of the path it came from."""
     fingerprint: str
@@ -62,7 +64,7 @@ class LoadedModel:
     @property
     def max_context_length(self) -> int:
         """Tokens of prompt and answer together that the model's positions cover."""
-        return self.config.max_position_embeddings
+        return self.config.max_context_length
 
 
 def load_model(
@@ -72,26 +74,30 @@ def load_model(
     device: torch.device | str = "cpu",
     load_format: str = "auto",
     seed: int = 0,
+    context_length: int | None = None,
 ) -> LoadedModel:
     """Load a Hugging Face directory, a `.gguf` file, or random weights (`load_format="dummy"`).
 
     For dummy weights `path` is a directory with a `config.json` or the name of a built-in shape, and
-    `seed` chooses the weights. `dtype` is "float32", "bfloat16", "float16" or "auto". Raises
-    `ModelLoadError` for anything that is wrong with the model.
+    `seed` chooses the weights. `dtype` is "float32", "bfloat16", "float16" or "auto". `context_length` is
+    the longest context that will be served, None for all the model has: models with rotary factors for
+    short and for long contexts use one set, and this chooses it. Architectures that the decoder does not
+    know run through transformers. Raises `ModelLoadError` for anything that is wrong with the model.
     """
     if load_format not in LOAD_FORMATS:
         raise ModelLoadError(f"unknown load format: {load_format} (supported: {', '.join(LOAD_FORMATS)})")
     target = torch.device(device)
     with torch.inference_mode():
         if load_format == "dummy":
-            return _load_dummy(str(path), dtype, target, seed)
+            return _load_dummy(str(path), dtype, target, seed, context_length)
         source = Path(path)
         if source.suffix == ".gguf":
             # GGUF weights are quantized, so no stored dtype can be kept.
             chosen = resolve_dtype(dtype, None, target)
             directory = converted(source, chosen)
-            return _load_directory(directory, source.stem, str(chosen).removeprefix("torch."), target)
-        return _load_directory(source, source.resolve().name, dtype, target)
+            stored = str(chosen).removeprefix("torch.")
+            return _load_directory(directory, source.stem, stored, target, context_length)
+        return _load_directory(source, source.resolve().name, dtype, target, context_length)
 
 
 def resolve_dtype(name: str, stored: str | None, device: torch.device) -> torch.dtype:
@@ -109,37 +115,49 @@ def resolve_dtype(name: str, stored: str | None, device: torch.device) -> torch.
     return _DTYPES[name]
 
 
-def _load_dummy(path: str, dtype: str, device: torch.device, seed: int) -> LoadedModel:
+def _load_dummy(
+    path: str, dtype: str, device: torch.device, seed: int, context_length: int | None
+) -> LoadedModel:
     raw = dummy_config(path)
-    config = ModelConfig.from_hf(raw)
     chosen = resolve_dtype(dtype, _stored_dtype(raw), device)
-    weights = build_weights(config, DummySource(seed, chosen, device), chosen, device)
     directory = Path(path)
+    decoder: TextModel
+    if find_family(raw) is None:
+        decoder = dummy_transformers_model(raw, directory, chosen, device, seed)
+    else:
+        config = ModelConfig.from_hf(raw, context_length)
+        decoder = Decoder(config, build_weights(config, DummySource(seed, chosen, device), chosen, device))
     generation = generation_defaults(directory) if directory.is_dir() else GenerationDefaults()
     return LoadedModel(
-        config=config,
-        decoder=Decoder(config, weights),
-        name=Path(path).name,
-        fingerprint=hashlib.sha256(repr((config, seed, chosen)).encode()).hexdigest()[:32],
-        assets=dummy_assets(path, config.vocab_size),
+        config=decoder.config,
+        decoder=decoder,
+        name=directory.name,
+        fingerprint=hashlib.sha256(repr((decoder.config, seed, chosen)).encode()).hexdigest()[:32],
+        assets=dummy_assets(path, decoder.config.vocab_size),
         generation=generation,
     )
 
 
-def _load_directory(directory: Path, name: str, dtype: str, device: torch.device) -> LoadedModel:
+def _load_directory(
+    directory: Path, name: str, dtype: str, device: torch.device, context_length: int | None
+) -> LoadedModel:
     if not directory.is_dir():
         raise ModelLoadError(f"{directory} is not a directory")
     raw = read_json(directory / "config.json")
-    config = ModelConfig.from_hf(raw)
     chosen = resolve_dtype(dtype, _stored_dtype(raw), device)
-    source = SafetensorsSource(directory)
-    weights = build_weights(config, source, chosen, device)
-    _warn_unexpected(config, source)
+    decoder: TextModel
+    if find_family(raw) is None:
+        decoder = load_transformers_model(raw, directory, chosen, device)
+    else:
+        config = ModelConfig.from_hf(raw, context_length)
+        source = SafetensorsSource(directory)
+        decoder = Decoder(config, build_weights(config, source, chosen, device))
+        _warn_unexpected(config, source)
     return LoadedModel(
-        config=config,
-        decoder=Decoder(config, weights),
+        config=decoder.config,
+        decoder=decoder,
         name=name,
-        fingerprint=directory_fingerprint(directory, chosen),
+        fingerprint=directory_fingerprint(directory, chosen, decoder.config),
         assets=model_assets(directory),
         generation=generation_defaults(directory),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +38,12 @@ class _Builder:
         # A copy even where nothing changes: memory of our own is aligned and cannot be paged out to a file.
         return self.source.take(name, shape).to(self.device, self.dtype, copy=True)
 
+    def norm(self, name: str, size: int, *, unit_offset: bool) -> Tensor:
+        """A norm's weight; one that lacks its centre is completed in float32, where its sum is exact."""
+        if not unit_offset:
+            return self.vector(name, size)
+        return self.source.take(name, (size,)).to(self.device, torch.float32) + 1
+
     def linear(self, names: Sequence[str], out_sizes: Sequence[int], in_size: int, *, bias: bool) -> Linear:
         """One linear layer from several stored ones, stacked along their outputs."""
         total = sum(out_sizes)
@@ -63,34 +69,46 @@ def build_weights(
         head = make_linear(embedding)
     else:
         head = builder.linear(["lm_head"], [config.vocab_size], config.hidden_size, bias=False)
-    return DecoderWeights(embedding, layers, builder.vector("model.norm.weight", config.hidden_size), head)
+    final_norm = builder.norm("model.norm.weight", config.hidden_size, unit_offset=config.unit_offset_norms)
+    return DecoderWeights(embedding, layers, final_norm, head)
 
 
 def _layer(config: ModelConfig, builder: _Builder, prefix: str) -> LayerWeights:
     hidden, inner = config.hidden_size, config.intermediate_size
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    if config.fused_projections:
+        qkv_parts, gate_up_parts = {"qkv": config.q_size + 2 * config.kv_size}, {"gate_up": 2 * inner}
+    else:
+        qkv_parts = {"q": config.q_size, "k": config.kv_size, "v": config.kv_size}
+        gate_up_parts = {"gate": inner, "up": inner}
+
+    def projection(module: str, parts: Mapping[str, int], in_size: int, *, bias: bool) -> Linear:
+        names = [f"{module}.{part}_proj" for part in parts]
+        return builder.linear(names, list(parts.values()), in_size, bias=bias)
+
+    def norm(name: str) -> Tensor:
+        return builder.norm(f"{prefix}.{name}_layernorm.weight", hidden, unit_offset=config.unit_offset_norms)
+
+    sandwich = config.sandwich_norms
     return LayerWeights(
-        input_norm=builder.vector(f"{prefix}.input_layernorm.weight", hidden),
-        qkv=builder.linear(
-            [f"{attention}.{part}_proj" for part in "qkv"],
-            [config.q_size, config.kv_size, config.kv_size],
-            hidden,
-            bias=config.attention_bias,
-        ),
+        input_norm=norm("input"),
+        qkv=projection(attention, qkv_parts, hidden, bias=config.attention_bias),
         qk_norm=_qk_norm(config, builder, attention) if config.qk_norm else None,
-        attention_output=builder.linear(
-            [f"{attention}.o_proj"], [hidden], config.q_size, bias=config.attention_output_bias
+        attention_output=projection(
+            attention, {"o": hidden}, config.q_size, bias=config.attention_output_bias
         ),
-        post_attention_norm=builder.vector(f"{prefix}.post_attention_layernorm.weight", hidden),
-        gate_up=builder.linear(
-            [f"{mlp}.gate_proj", f"{mlp}.up_proj"], [inner, inner], hidden, bias=config.mlp_bias
-        ),
-        down=builder.linear([f"{mlp}.down_proj"], [hidden], inner, bias=config.mlp_bias),
+        post_attention_norm=norm("post_attention") if sandwich else None,
+        pre_feedforward_norm=norm("pre_feedforward" if sandwich else "post_attention"),
+        gate_up=projection(mlp, gate_up_parts, hidden, bias=config.mlp_bias),
+        down=projection(mlp, {"down": hidden}, inner, bias=config.mlp_bias),
+        post_feedforward_norm=norm("post_feedforward") if sandwich else None,
     )
 
 
 def _qk_norm(config: ModelConfig, builder: _Builder, attention: str) -> Tensor:
     """The norms of queries and keys as one weight per head, so that one operation norms both."""
-    query = builder.vector(f"{attention}.q_norm.weight", config.head_dim)
-    key = builder.vector(f"{attention}.k_norm.weight", config.head_dim)
+    query, key = (
+        builder.norm(f"{attention}.{part}_norm.weight", config.head_dim, unit_offset=config.unit_offset_norms)
+        for part in "qk"
+    )
     return torch.cat((query.expand(config.num_heads, -1), key.expand(config.num_kv_heads, -1)), dim=0)

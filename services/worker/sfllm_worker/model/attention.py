@@ -1,4 +1,4 @@
-"""Attention over the paged KV cache: what a step looks like to it, and the backend in plain torch."""
+"""Attention over the paged KV cache: the interface of backends, and the one in plain torch."""
 
 from __future__ import annotations
 
@@ -10,94 +10,27 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from torch import Tensor
 
-from sfllm_worker.kv.cache import PADDING_BLOCK, KVLayer
+from sfllm_worker.kv.cache import KVLayer
+from sfllm_worker.model.attention_batch import AttentionBatch
 from sfllm_worker.model.config import ModelConfig
+from sfllm_worker.model.layers import soft_cap
+
+__all__ = ["AttentionBackend", "AttentionBatch", "AttentionOptions", "AttentionStep", "TorchAttention"]
 
 
 @dataclass(frozen=True)
-class AttentionBatch:
-    """The sequences of one step: `num_decodes` rows of one token each, then prefill chunks.
+class AttentionOptions:
+    """How a layer's attention differs from plain causal attention."""
 
-    A sequence's `query_len` tokens are its newest; `context_len` counts all its tokens in the cache,
-    this step's included. Token rows of the step are the sequences' tokens in order. The python integers
-    are for decisions on the host, the tensors live on the device of the model.
-    """
-
-    query_lens: tuple[int, ...]
-    context_lens: tuple[int, ...]
-    num_decodes: int
-    num_tokens: int
-    block_size: int
-    block_tables: Tensor
-    """int64 `[num_sequences, max_blocks]`, padded with the padding block."""
-    context_lens_tensor: Tensor
-    """int64 `[num_sequences]`."""
-    slot_mapping: Tensor
-    """int64 `[num_tokens]`: where each token's key and value go, `block * block_size + offset`."""
-    positions: Tensor
-    """int64 `[num_tokens]`: each token's position in its sequence."""
-    last_rows: Tensor
-    """int64 `[num_sequences]`: the token row of each sequence's newest token."""
-
-    @classmethod
-    def build(
-        cls,
-        query_lens: Sequence[int],
-        context_lens: Sequence[int],
-        block_tables: Sequence[Sequence[int]],
-        block_size: int,
-        device: torch.device | str = "cpu",
-    ) -> AttentionBatch:
-        """Lay out a step; one entry per sequence, decodes first.
-
-        A sequence with one token that stands after a longer chunk is computed as a chunk: correct, but
-        without the batching of the decodes. Raises `ValueError` when the lengths contradict each other
-        or a table is too short for its context.
-        """
-        blocks = [-(-context // block_size) for context in context_lens]
-        _check(query_lens, context_lens, block_tables, blocks)
-        num_decodes = next((i for i, n in enumerate(query_lens) if n != 1), len(query_lens))
-        # Padding on the host as one flat list costs less than a small tensor per sequence.
-        width = max(blocks)
-        padded = [
-            [*table[:count], *([PADDING_BLOCK] * (width - count))]
-            for table, count in zip(block_tables, blocks, strict=True)
-        ]
-        tables = torch.tensor(padded, dtype=torch.int64)
-        queries = torch.tensor(list(query_lens), dtype=torch.int64)
-        contexts = torch.tensor(list(context_lens), dtype=torch.int64)
-        ends = queries.cumsum(0)
-        num_tokens = sum(query_lens)
-        rows = torch.repeat_interleave(torch.arange(len(query_lens)), queries, output_size=num_tokens)
-        positions = torch.arange(num_tokens) + (contexts - ends)[rows]
-        slots = tables[rows, positions // block_size] * block_size + positions % block_size
-        return cls(
-            query_lens=tuple(query_lens),
-            context_lens=tuple(context_lens),
-            num_decodes=num_decodes,
-            num_tokens=num_tokens,
-            block_size=block_size,
-            block_tables=tables.to(device),
-            context_lens_tensor=contexts.to(device),
-            slot_mapping=slots.to(device),
-            positions=positions.to(device),
-            last_rows=(ends - 1).to(device),
-        )
+    window: int | None = None
+    """A query sees only so many of the newest positions, its own included; None is all of them."""
+    soft_cap: float | None = None
+    """Scaled scores `s` become `soft_cap * tanh(s / soft_cap)`."""
+    scale: float | None = None
+    """What scores are multiplied by; None is `head_dim ** -0.5`."""
 
 
-def _check(
-    query_lens: Sequence[int],
-    context_lens: Sequence[int],
-    block_tables: Sequence[Sequence[int]],
-    blocks: Sequence[int],
-) -> None:
-    if not query_lens or not len(query_lens) == len(context_lens) == len(block_tables):
-        raise ValueError("a step needs a query length, a context length and a block table per sequence")
-    for i, (query, context, table) in enumerate(zip(query_lens, context_lens, block_tables, strict=True)):
-        if not 1 <= query <= context:
-            raise ValueError(f"sequence {i}: query length {query} does not fit context length {context}")
-        if len(table) < blocks[i]:
-            raise ValueError(f"sequence {i}: {len(table)} blocks cannot hold {context} tokens")
+PLAIN = AttentionOptions()
 
 
 class AttentionStep(Protocol):
@@ -107,7 +40,7 @@ class AttentionStep(Protocol):
         """Store `k` and `v`, each `[num_tokens, num_kv_heads, head_dim]`, at the step's slots."""
         ...
 
-    def attend(self, layer: KVLayer, q: Tensor) -> Tensor:
+    def attend(self, layer: KVLayer, q: Tensor, options: AttentionOptions = PLAIN) -> Tensor:
         """Attend with `q` `[num_tokens, num_heads, head_dim]`; returns the same shape."""
         ...
 
@@ -124,15 +57,15 @@ class TorchAttention:
     """The backend in plain torch, for any device.
 
     Decodes gather their blocks into padded batches of like length; chunks run one sequence at a time.
+    Layers with a window gather only the blocks that it touches.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         self._kv_heads = config.num_kv_heads
-        self._scale = config.head_dim**-0.5
 
     def begin(self, batch: AttentionBatch) -> AttentionStep:
-        """Prepare gather indices and masks."""
-        return _TorchStep(batch, self._kv_heads, self._scale)
+        """Prepare where keys and values go; gather indices and masks follow at their first use."""
+        return _TorchStep(batch, self._kv_heads)
 
 
 @dataclass(frozen=True)
@@ -145,7 +78,7 @@ class _Decodes:
     """int64: which (block, head) pieces to gather, ordered by row, head, position."""
     count: int
     mask: Tensor
-    """bool `[count, 1, 1, padded_len]`: True where a position lies beyond the context."""
+    """bool `[count, 1, 1, padded_len]`: True where a position is not to be seen."""
 
 
 @dataclass(frozen=True)
@@ -154,71 +87,112 @@ class _Chunk:
 
     start: int
     query_len: int
-    context_len: int
+    length: int
+    """Tokens that are gathered: the context, or the part of it that the window reaches."""
     pieces: Tensor
     mask: Tensor
-    """bool `[query_len, context_len]`: True where a query may look."""
+    """bool `[query_len, length]`: True where a query may look."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Gather indices and masks of the step, shared by all layers of one window."""
+
+    decodes: list[_Decodes]
+    chunks: list[_Chunk]
 
 
 class _TorchStep:
-    def __init__(self, batch: AttentionBatch, kv_heads: int, scale: float) -> None:
+    def __init__(self, batch: AttentionBatch, kv_heads: int) -> None:
         self._batch = batch
         self._kv_heads = kv_heads
-        self._scale = scale
         self._heads = torch.arange(kv_heads, device=batch.block_tables.device)
         block, offset = batch.slot_mapping // batch.block_size, batch.slot_mapping % batch.block_size
         heads_of_blocks = block[:, None] * kv_heads + self._heads
         self._slots = (heads_of_blocks * batch.block_size + offset[:, None]).reshape(-1)
-        self._decodes = [self._decode_group(rows) for rows in group_by_length(self._decode_blocks())]
-        self._chunks = self._prefill_chunks()
+        self._longest = max(batch.context_lens)
+        self._plans: dict[int | None, _Plan] = {}
 
     def write_kv(self, layer: KVLayer, k: Tensor, v: Tensor) -> None:
         dim = k.shape[-1]
         layer.k.view(-1, dim).index_copy_(0, self._slots, k.reshape(-1, dim))
         layer.v.view(-1, dim).index_copy_(0, self._slots, v.reshape(-1, dim))
 
-    def attend(self, layer: KVLayer, q: Tensor) -> Tensor:
-        if len(self._decodes) == 1 and not self._chunks:
-            return self._attend_decodes(layer, q, self._decodes[0])
+    def attend(self, layer: KVLayer, q: Tensor, options: AttentionOptions = PLAIN) -> Tensor:
+        plan = self._plan(options.window)
+        scale = q.shape[-1] ** -0.5 if options.scale is None else options.scale
+        cap = options.soft_cap
+        if len(plan.decodes) == 1 and not plan.chunks:
+            return self._attend_decodes(layer, q, plan.decodes[0], scale, cap)
         out = torch.empty_like(q)
-        for group in self._decodes:
+        for group in plan.decodes:
             if group.rows is None:
-                out[: group.count] = self._attend_decodes(layer, q[: group.count], group)
+                rows = q[: group.count]
+                out[: group.count] = self._attend_decodes(layer, rows, group, scale, cap)
             else:
-                out.index_copy_(0, group.rows, self._attend_decodes(layer, q[group.rows], group))
-        for chunk in self._chunks:
-            rows = slice(chunk.start, chunk.start + chunk.query_len)
-            out[rows] = self._attend_chunk(layer, q[rows], chunk)
+                attended = self._attend_decodes(layer, q[group.rows], group, scale, cap)
+                out.index_copy_(0, group.rows, attended)
+        for chunk in plan.chunks:
+            part = slice(chunk.start, chunk.start + chunk.query_len)
+            out[part] = self._attend_chunk(layer, q[part], chunk, scale, cap)
         return out
 
-    def _decode_blocks(self) -> list[int]:
-        batch = self._batch
-        return [-(-context // batch.block_size) for context in batch.context_lens[: batch.num_decodes]]
+    def _plan(self, window: int | None) -> _Plan:
+        if window is not None and window >= self._longest:
+            window = None  # nothing lies outside of it
+        plan = self._plans.get(window)
+        if plan is None:
+            groups = [self._decode_group(rows, window) for rows in group_by_length(self._blocks(window))]
+            plan = self._plans[window] = _Plan(groups, self._prefill_chunks(window))
+        return plan
 
-    def _decode_group(self, rows: list[int]) -> _Decodes:
+    def _blocks(self, window: int | None) -> list[int]:
+        """How many blocks each decode has to gather."""
         batch = self._batch
+        return [
+            -(-context // batch.block_size) - _first_block(context, 1, window, batch.block_size)
+            for context in batch.context_lens[: batch.num_decodes]
+        ]
+
+    def _decode_group(self, rows: list[int], window: int | None) -> _Decodes:
+        batch, device = self._batch, self._batch.block_tables.device
         everything = len(rows) == batch.num_decodes
         if everything:
             rows = list(range(batch.num_decodes))
-        device = batch.block_tables.device
         index = None if everything else torch.tensor(rows, dtype=torch.int64, device=device)
         part: slice | Tensor = slice(0, batch.num_decodes) if index is None else index
-        width = -(-max(batch.context_lens[row] for row in rows) // batch.block_size)
-        positions = torch.arange(width * batch.block_size, device=device)
-        beyond = positions >= batch.context_lens_tensor[part, None]
-        return _Decodes(
-            index, self._pieces(batch.block_tables[part, :width]), len(rows), beyond[:, None, None]
-        )
+        contexts = batch.context_lens_tensor[part, None]
+        size = batch.block_size
+        if window is None:
+            width = -(-max(batch.context_lens[row] for row in rows) // size)
+            tables = batch.block_tables[part, :width]
+            unseen = torch.arange(width * size, device=device) >= contexts
+        else:
+            firsts = [_first_block(batch.context_lens[row], 1, window, size) for row in rows]
+            width = max(
+                -(-batch.context_lens[row] // size) - first for row, first in zip(rows, firsts, strict=True)
+            )
+            first = torch.tensor(firsts, dtype=torch.int64, device=device)[:, None]
+            # Shorter rows run past their last block; what is gathered there is masked.
+            columns = (first + torch.arange(width, device=device)).clamp_(max=batch.block_tables.shape[1] - 1)
+            tables = batch.block_tables[part].gather(1, columns)
+            positions = first * size + torch.arange(width * size, device=device)
+            unseen = (positions >= contexts) | (positions < contexts - window)
+        return _Decodes(index, self._pieces(tables), len(rows), unseen[:, None, None])
 
-    def _prefill_chunks(self) -> list[_Chunk]:
+    def _prefill_chunks(self, window: int | None) -> list[_Chunk]:
         batch, chunks, start = self._batch, [], self._batch.num_decodes
         for i in range(batch.num_decodes, len(batch.query_lens)):
             query_len, context_len = batch.query_lens[i], batch.context_lens[i]
-            width = -(-context_len // batch.block_size)
-            mask = torch.ones(query_len, context_len, dtype=torch.bool, device=batch.block_tables.device)
-            mask = mask.tril_(context_len - query_len)
-            pieces = self._pieces(batch.block_tables[i : i + 1, :width])
-            chunks.append(_Chunk(start, query_len, context_len, pieces, mask))
+            first = _first_block(context_len, query_len, window, batch.block_size)
+            length = context_len - first * batch.block_size
+            mask = torch.ones(query_len, length, dtype=torch.bool, device=batch.block_tables.device)
+            mask = mask.tril_(length - query_len)
+            if window is not None:
+                mask = mask.triu_(length - query_len - window + 1)
+            last = -(-context_len // batch.block_size)
+            pieces = self._pieces(batch.block_tables[i : i + 1, first:last])
+            chunks.append(_Chunk(start, query_len, length, pieces, mask))
             start += query_len
         return chunks
 
@@ -234,32 +208,49 @@ class _TorchStep:
         flat = cache.view(cache.shape[0] * self._kv_heads, -1)
         return flat.index_select(0, pieces).view(sequences, self._kv_heads, -1, cache.shape[-1])
 
-    def _attend_decodes(self, layer: KVLayer, q: Tensor, group: _Decodes) -> Tensor:
+    def _attend_decodes(
+        self, layer: KVLayer, q: Tensor, group: _Decodes, scale: float, cap: float | None
+    ) -> Tensor:
         """One query per sequence; query heads of a group share their key head as rows of one product."""
         # Written out, because torch's fused attention is slower on the CPU for one query a sequence.
         keys = self._gather(layer.k, group.pieces, group.count)
         grouped = q.view(group.count, self._kv_heads, -1, q.shape[-1])
-        scores = torch.matmul(grouped * self._scale, keys.transpose(-1, -2))
+        scores = torch.matmul(grouped * scale, keys.transpose(-1, -2))
+        if cap is not None:
+            scores = soft_cap(scores, cap)
         scores = scores.masked_fill_(group.mask, float("-inf"))
         weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
         del keys  # half of the padded copy, before the other half is made
         return torch.matmul(weights, self._gather(layer.v, group.pieces, group.count)).view(q.shape)
 
-    def _attend_chunk(self, layer: KVLayer, q: Tensor, chunk: _Chunk) -> Tensor:
+    def _attend_chunk(
+        self, layer: KVLayer, q: Tensor, chunk: _Chunk, scale: float, cap: float | None
+    ) -> Tensor:
         """Several queries of one sequence; expanded key heads cost no memory, they only repeat strides."""
         length, heads, dim = q.shape
         groups = heads // self._kv_heads
-        shape = (self._kv_heads, groups, chunk.context_len, dim)
-        keys = self._gather(layer.k, chunk.pieces, 1)[0, :, None, : chunk.context_len]
-        values = self._gather(layer.v, chunk.pieces, 1)[0, :, None, : chunk.context_len]
-        out = F.scaled_dot_product_attention(
-            q.view(length, self._kv_heads, groups, dim).permute(1, 2, 0, 3),
-            keys.expand(shape),
-            values.expand(shape),
-            attn_mask=chunk.mask,
-            scale=self._scale,
-        )
+        shape = (self._kv_heads, groups, chunk.length, dim)
+        keys = self._gather(layer.k, chunk.pieces, 1)[0, :, None, : chunk.length]
+        values = self._gather(layer.v, chunk.pieces, 1)[0, :, None, : chunk.length]
+        queries = q.view(length, self._kv_heads, groups, dim).permute(1, 2, 0, 3)
+        if cap is None:
+            out = F.scaled_dot_product_attention(
+                queries, keys.expand(shape), values.expand(shape), attn_mask=chunk.mask, scale=scale
+            )
+        else:
+            # The fused attention has no soft cap.
+            scores = soft_cap(torch.matmul(queries * scale, keys.transpose(-1, -2)), cap)
+            scores = scores.masked_fill_(~chunk.mask, float("-inf"))
+            weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+            out = torch.matmul(weights, values)
         return out.permute(2, 0, 1, 3).reshape(length, heads, dim)
+
+
+def _first_block(context_len: int, query_len: int, window: int | None, block_size: int) -> int:
+    """The block with the oldest position that the oldest of the newest `query_len` tokens sees."""
+    if window is None:
+        return 0
+    return max(0, context_len - query_len + 1 - window) // block_size
 
 
 def group_by_length(blocks: Sequence[int], max_ratio: float = 2.0) -> list[list[int]]:

@@ -7,36 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sfllm_worker.model.errors import ModelLoadError
-
-
-@dataclass(frozen=True)
-class Family:
-    """How an architecture differs from plain Llama, where `config.json` does not say it itself."""
-
-    model_type: str
-    qk_norm: bool = False
-    default_head_dim: int | None = None
-
-
-FAMILIES: Mapping[str, Family] = {
-    "LlamaForCausalLM": Family("llama"),
-    "Qwen3ForCausalLM": Family("qwen3", qk_norm=True, default_head_dim=128),
-}
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the length of the original training.
-
-    `kind` is "linear" (all frequencies divided by `factor`) or "llama3" (only low frequencies, with a
-    smooth ramp between the two wavelength bounds).
-    """
-
-    kind: str
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_position_embeddings: int = 8192
+from sfllm_worker.model.families import FAMILIES, SLIDING, Family, find_family, layer_types
+from sfllm_worker.model.fields import integer, number, optional_id, optional_number, token_ids
+from sfllm_worker.model.layers import ACTIVATIONS
+from sfllm_worker.model.rope_config import Rope, layer_ropes
 
 
 @dataclass(frozen=True)
@@ -51,15 +25,31 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    activation: str = "silu"
     rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
+    ropes: tuple[Rope | None, ...] = ()
+    """Each layer's rotary embedding, None for a layer without; empty stands for all without."""
+    windows: tuple[int | None, ...] = ()
+    """How many of the newest tokens each layer attends to, itself included; None or empty means all."""
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     attention_output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    fused_projections: bool = False
+    """Whether stored weights have queries, keys and values, and gate and up, as one tensor each."""
+    sandwich_norms: bool = False
+    """Whether attention and feed-forward are normed after as well as before."""
+    unit_offset_norms: bool = False
+    """Whether stored norm weights lack the one that they are centred on."""
+    embedding_scale: float | None = None
+    attention_scale: float | None = None
+    """What scores are multiplied by; None is `head_dim ** -0.5`."""
+    attention_soft_cap: float | None = None
+    """Scores `s` become `cap * tanh(s / cap)`."""
+    final_soft_cap: float | None = None
+    """The same for logits."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = field(default=())
 
@@ -73,8 +63,11 @@ class ModelConfig:
             raise ModelLoadError(
                 f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})"
             )
-        if self.head_dim % 2:
-            raise ModelLoadError(f"head_dim must be even for rotary embeddings, not {self.head_dim}")
+        for name in ("ropes", "windows"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, (None,) * self.num_layers)
+            if len(getattr(self, name)) != self.num_layers:
+                raise ModelLoadError(f"{name} must have an entry for each of {self.num_layers} layers")
 
     @property
     def q_size(self) -> int:
@@ -86,125 +79,103 @@ class ModelConfig:
         """Width of all key (or value) heads together."""
         return self.num_kv_heads * self.head_dim
 
+    @property
+    def max_context_length(self) -> int:
+        """Tokens of a sequence that the positions cover, with their scaling."""
+        lengths = [rope.max_length(self.max_position_embeddings) for rope in self.ropes if rope is not None]
+        # Scaling of one kind of layer stretches the model: the other kind sees a window only.
+        return max(lengths, default=self.max_position_embeddings)
+
     @classmethod
-    def from_hf(cls, raw: Mapping[str, Any]) -> ModelConfig:
+    def from_hf(cls, raw: Mapping[str, Any], context_length: int | None = None) -> ModelConfig:
         """Read the contents of a `config.json`, as written by transformers 4 or 5.
 
-        Raises `ModelLoadError` for an unsupported architecture or option and for missing fields.
+        `context_length` is the longest context that will be served, or None for all the model has; only
+        LongRoPE depends on it. Raises `ModelLoadError` for an unsupported architecture or option and for
+        missing fields.
         """
         architecture, family = _family(raw)
-        _refuse_unsupported(raw)
-        hidden = _integer(raw, "hidden_size")
-        heads = _integer(raw, "num_attention_heads")
-        scaling, theta = _rope(raw)
-        bias = bool(raw.get("attention_bias", False))
+        refuse_quantized(raw)
+        hidden = integer(raw, "hidden_size")
+        heads = integer(raw, "num_attention_heads")
+        layers = integer(raw, "num_hidden_layers")
+        head_dim = integer(raw, "head_dim", family.default_head_dim or hidden // max(heads, 1))
+        kinds = layer_types(raw, family, layers)
+        bias = family.biases == "configured" and bool(raw.get("attention_bias", False))
         return cls(
             architecture=architecture,
-            vocab_size=_integer(raw, "vocab_size"),
+            vocab_size=integer(raw, "vocab_size"),
             hidden_size=hidden,
-            intermediate_size=_integer(raw, "intermediate_size"),
-            num_layers=_integer(raw, "num_hidden_layers"),
+            intermediate_size=integer(raw, "intermediate_size"),
+            num_layers=layers,
             num_heads=heads,
-            num_kv_heads=_integer(raw, "num_key_value_heads", heads),
-            head_dim=_integer(raw, "head_dim", family.default_head_dim or hidden // max(heads, 1)),
-            rms_norm_eps=_number(raw, "rms_norm_eps", 1e-6),
-            rope_theta=theta,
-            rope_scaling=scaling,
-            max_position_embeddings=_integer(raw, "max_position_embeddings", 2048),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            attention_bias=bias,
+            num_kv_heads=integer(raw, "num_key_value_heads", heads),
+            head_dim=head_dim,
+            activation=_activation(raw, family),
+            rms_norm_eps=number(raw, "rms_norm_eps", 1e-6),
+            ropes=layer_ropes(raw, family, head_dim, kinds, context_length),
+            windows=_windows(raw, kinds),
+            max_position_embeddings=integer(raw, "max_position_embeddings", 2048),
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", family.ties_embeddings)),
+            attention_bias=bias or family.biases == "qkv",
             attention_output_bias=bias,
             mlp_bias=bool(raw.get("mlp_bias", False)),
             qk_norm=family.qk_norm,
-            bos_token_id=_optional_id(raw, "bos_token_id"),
+            fused_projections=family.fused,
+            bos_token_id=optional_id(raw, "bos_token_id"),
             eos_token_ids=token_ids(raw.get("eos_token_id")),
+            **(_gemma_options(raw, family, hidden) if family.gemma else {}),
         )
 
 
-def token_ids(value: object) -> tuple[int, ...]:
-    """The ids in an `eos_token_id`, which may be absent, one integer or a list of integers."""
-    if value is None:
-        return ()
-    items = value if isinstance(value, list) else [value]
-    for item in items:
-        if not isinstance(item, int) or isinstance(item, bool):
-            raise ModelLoadError(f"eos_token_id must be an integer or a list of integers, not {value!r}")
-    return tuple(dict.fromkeys(items))
-
-
-def _family(raw: Mapping[str, Any]) -> tuple[str, Family]:
-    names = raw.get("architectures") or []
-    for name in names:
-        if name in FAMILIES:
-            return name, FAMILIES[name]
-    if not names:
-        for name, family in FAMILIES.items():
-            if raw.get("model_type") == family.model_type:
-                return name, family
-    found = ", ".join(map(str, names)) or raw.get("model_type") or "none named"
-    raise ModelLoadError(f"unsupported architecture: {found} (supported: {', '.join(FAMILIES)})")
-
-
-def _refuse_unsupported(raw: Mapping[str, Any]) -> None:
-    """Options that would change the result and that this decoder does not have must not be ignored."""
-    activation = raw.get("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise ModelLoadError(f"unsupported hidden_act: {activation} (supported: silu)")
-    other = sorted({kind for kind in raw.get("layer_types") or [] if kind != "full_attention"})
-    if other:
-        raise ModelLoadError(f"unsupported layer_types: {', '.join(other)} (supported: full_attention)")
-    if raw.get("use_sliding_window"):
-        raise ModelLoadError("unsupported option: use_sliding_window")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"].get("quant_method", "unnamed")
+def refuse_quantized(raw: Mapping[str, Any]) -> None:
+    """Quantized checkpoints other than GGUF are not supported; misreading them must not pass."""
+    options = raw.get("quantization_config")
+    if options:
+        method = options.get("quant_method", "unnamed") if isinstance(options, Mapping) else "unnamed"
         raise ModelLoadError(
             f"unsupported quantization_config: {method} (supported: unquantized weights, GGUF)"
         )
-    if _number(raw, "partial_rotary_factor", 1.0) != 1.0:
-        raise ModelLoadError("unsupported option: partial_rotary_factor other than 1")
 
 
-def _rope(raw: Mapping[str, Any]) -> tuple[RopeScaling | None, float]:
-    """Scaling and base, from `rope_parameters` (transformers 5) or `rope_scaling` and `rope_theta` (4)."""
-    options: Mapping[str, Any] = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if not isinstance(options, Mapping):
-        raise ModelLoadError(f"rope_parameters must be an object, not {options!r}")
-    theta = _number(options, "rope_theta", _number(raw, "rope_theta", 10000.0))
-    kind = options.get("rope_type", options.get("type", "default"))
-    if kind == "default":
-        return None, theta
-    if kind == "linear":
-        return RopeScaling("linear", _number(options, "factor")), theta
-    if kind == "llama3":
-        scaling = RopeScaling(
-            "llama3",
-            _number(options, "factor"),
-            _number(options, "low_freq_factor"),
-            _number(options, "high_freq_factor"),
-            _integer(options, "original_max_position_embeddings"),
-        )
-        return scaling, theta
-    raise ModelLoadError(f"unsupported rope scaling: {kind} (supported: default, linear, llama3)")
+def _family(raw: Mapping[str, Any]) -> tuple[str, Family]:
+    found = find_family(raw)
+    if found is None:
+        names = ", ".join(map(str, raw.get("architectures") or [])) or raw.get("model_type") or "none named"
+        raise ModelLoadError(f"unsupported architecture: {names} (supported: {', '.join(FAMILIES)})")
+    return found
 
 
-def _integer(raw: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = raw.get(name)
-    if value is None:
-        value = default
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ModelLoadError(f"config field {name} must be an integer, not {value!r}")
-    return value
+def _activation(raw: Mapping[str, Any], family: Family) -> str:
+    name = raw.get("hidden_activation" if family.gemma else "hidden_act")
+    if name is None:
+        name = "gelu_pytorch_tanh" if family.gemma else "silu"
+    if name not in ACTIVATIONS:
+        raise ModelLoadError(f"unsupported hidden_act: {name} (supported: {', '.join(ACTIVATIONS)})")
+    return str(name)
 
 
-def _number(raw: Mapping[str, Any], name: str, default: float | None = None) -> float:
-    value = raw.get(name)
-    if value is None:
-        value = default
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise ModelLoadError(f"config field {name} must be a number, not {value!r}")
-    return float(value)
+def _windows(raw: Mapping[str, Any], kinds: tuple[str, ...]) -> tuple[int | None, ...]:
+    if SLIDING not in kinds:
+        return (None,) * len(kinds)
+    window = integer(raw, "sliding_window")
+    if window < 1:
+        raise ModelLoadError(f"sliding_window must be positive, not {window}")
+    return tuple(window if kind == SLIDING else None for kind in kinds)
 
 
-def _optional_id(raw: Mapping[str, Any], name: str) -> int | None:
-    value = raw.get(name)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def _gemma_options(raw: Mapping[str, Any], family: Family, hidden: int) -> dict[str, Any]:
+    """Options that only Gemma's checkpoints use; null soft caps switch them off."""
+    if raw.get("use_bidirectional_attention"):
+        raise ModelLoadError("unsupported option: use_bidirectional_attention")
+    caps = {
+        "attention_soft_cap": ("attn_logit_softcapping", family.attention_soft_cap),
+        "final_soft_cap": ("final_logit_softcapping", family.final_soft_cap),
+    }
+    return {
+        "sandwich_norms": True,
+        "unit_offset_norms": True,
+        "embedding_scale": hidden**0.5,
+        "attention_scale": number(raw, "query_pre_attn_scalar", 256.0) ** -0.5,
+        **{ours: optional_number(raw, key) if key in raw else cap for ours, (key, cap) in caps.items()},
+    }

@@ -4,34 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from torch import Tensor
 
 from sfllm_worker.kv.cache import KVCache, KVLayer
-from sfllm_worker.model.attention import AttentionBackend, AttentionBatch, AttentionStep, TorchAttention
+from sfllm_worker.model.attention import (
+    AttentionBackend,
+    AttentionBatch,
+    AttentionOptions,
+    AttentionStep,
+    TorchAttention,
+)
 from sfllm_worker.model.config import ModelConfig
-from sfllm_worker.model.layers import Linear, rms_norm, silu_and_mul
-from sfllm_worker.model.rope import apply_rotation, inverse_frequencies, rotation
+from sfllm_worker.model.layers import ACTIVATIONS, Linear, rms_norm, soft_cap
+from sfllm_worker.model.rope import Rotary, apply_rotation
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """Weights of one decoder layer; query, key and value are one product, so are gate and up."""
+    """Weights of one decoder layer; query, key and value are one product, so are gate and up.
+
+    Norms are `[hidden_size]`.
+    """
 
     input_norm: Tensor
-    """`[hidden_size]`."""
     qkv: Linear
     """hidden_size to q_size + 2 * kv_size."""
     qk_norm: Tensor | None
     """`[num_heads + num_kv_heads, head_dim]`: the query norm's weight per query head, then the key norm's."""
     attention_output: Linear
-    post_attention_norm: Tensor
-    """`[hidden_size]`."""
+    post_attention_norm: Tensor | None
+    """Of what attention adds; not what Hugging Face's Llama calls by this name, which is the next one."""
+    pre_feedforward_norm: Tensor
     gate_up: Linear
     """hidden_size to 2 * intermediate_size."""
     down: Linear
+    post_feedforward_norm: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,35 @@ class DecoderWeights:
     """hidden_size to vocab_size; shares the embedding's memory when the model ties them."""
 
 
+class TextModel(Protocol):
+    """What an engine runs: `Decoder`, or a model of transformers behind the same calls."""
+
+    config: ModelConfig
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Element type of weights, activations and KV."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of all weights; a tied head is counted once."""
+        ...
+
+    def forward(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache) -> Tensor:
+        """Run one step: final, normed hidden rows `[num_tokens, hidden_size]`; see `Decoder.forward`."""
+        ...
+
+    def logits(self, hidden_rows: Tensor) -> Tensor:
+        """Logits float32 `[n, vocab_size]` of rows `[n, hidden_size]` of `forward`'s result."""
+        ...
+
+
 class Decoder:
     """A decoder-only transformer for inference: token rows in, hidden rows out, KV in a paged cache.
 
@@ -60,7 +100,19 @@ class Decoder:
         self.config = config
         self.weights = weights
         self.attention = attention or TorchAttention(config)
-        self._frequencies = inverse_frequencies(config, self.device)
+        self._activation = ACTIVATIONS[config.activation]
+        scale = config.embedding_scale
+        # Rounded as the weights are, which is what the checkpoints were trained with.
+        self._embedding_scale = None if scale is None else torch.tensor(scale).to(self.dtype).item()
+        kinds = tuple(dict.fromkeys(rope for rope in config.ropes if rope is not None))
+        self._rotaries = [Rotary(rope, self.device) for rope in kinds]
+        self._layers = tuple(
+            _Layer(
+                AttentionOptions(window, config.attention_soft_cap, config.attention_scale),
+                None if rope is None else kinds.index(rope),
+            )
+            for window, rope in zip(config.windows, config.ropes, strict=True)
+        )
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,8 +132,7 @@ class Decoder:
             total += self.weights.head.weight_bytes
         for layer in self.weights.layers:
             total += sum(linear.weight_bytes for linear in _linears(layer))
-            total += layer.input_norm.nbytes + layer.post_attention_norm.nbytes
-            total += layer.qk_norm.nbytes if layer.qk_norm is not None else 0
+            total += sum(norm.nbytes for norm in _norms(layer))
         return total
 
     def forward(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache) -> Tensor:
@@ -91,19 +142,31 @@ class Decoder:
         normed hidden rows `[num_tokens, hidden_size]`.
         """
         step = self.attention.begin(batch)
-        rotary = rotation(positions, self._frequencies, self.dtype)
+        rotations = [rotary.rotation(positions, self.dtype) for rotary in self._rotaries]
         hidden = F.embedding(token_ids, self.weights.embedding)
+        if self._embedding_scale is not None:
+            hidden *= self._embedding_scale
         eps = self.config.rms_norm_eps
-        for weights, layer in zip(self.weights.layers, kv.layers, strict=True):
+        for weights, kind, layer in zip(self.weights.layers, self._layers, kv.layers, strict=True):
             normed = rms_norm(hidden, weights.input_norm, eps)
-            hidden += self._attention(weights, layer, step, normed, rotary)
-            normed = rms_norm(hidden, weights.post_attention_norm, eps)
-            hidden += weights.down(silu_and_mul(weights.gate_up(normed)))
+            rotation = None if kind.rotation is None else rotations[kind.rotation]
+            attended = self._attention(weights, layer, step, normed, rotation, kind.options)
+            if weights.post_attention_norm is not None:
+                attended = rms_norm(attended, weights.post_attention_norm, eps)
+            hidden += attended
+            normed = rms_norm(hidden, weights.pre_feedforward_norm, eps)
+            fed = weights.down(self._activation(weights.gate_up(normed)))
+            if weights.post_feedforward_norm is not None:
+                fed = rms_norm(fed, weights.post_feedforward_norm, eps)
+            hidden += fed
         return rms_norm(hidden, self.weights.final_norm, eps)
 
     def logits(self, hidden_rows: Tensor) -> Tensor:
         """Logits float32 `[n, vocab_size]` of the given rows `[n, hidden_size]` of `forward`'s result."""
-        return self.weights.head(hidden_rows).to(torch.float32)
+        logits = self.weights.head(hidden_rows)
+        if self.config.final_soft_cap is not None:
+            logits = soft_cap(logits, self.config.final_soft_cap)
+        return logits.to(torch.float32)
 
     def _attention(
         self,
@@ -111,7 +174,8 @@ class Decoder:
         layer: KVLayer,
         step: AttentionStep,
         normed: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        rotation: tuple[Tensor, Tensor] | None,
+        options: AttentionOptions,
     ) -> Tensor:
         config = self.config
         rows = normed.shape[0]
@@ -121,11 +185,26 @@ class Decoder:
         qk, v = qkv[:, :rotated], qkv[:, rotated:]
         if weights.qk_norm is not None:
             qk = rms_norm(qk, weights.qk_norm, config.rms_norm_eps)
-        qk = apply_rotation(qk, *rotary)
+        if rotation is not None:
+            qk = apply_rotation(qk, *rotation)
         step.write_kv(layer, qk[:, heads:], v)
-        attended = step.attend(layer, qk[:, :heads])
+        attended = step.attend(layer, qk[:, :heads], options)
         return weights.attention_output(attended.reshape(rows, config.q_size))
+
+
+class _Layer(NamedTuple):
+    """What makes a layer different from others besides its weights."""
+
+    options: AttentionOptions
+    rotation: int | None
+    """Which of the step's rotations it uses; None leaves queries and keys as they are."""
 
 
 def _linears(layer: LayerWeights) -> Iterator[Linear]:
     yield from (layer.qkv, layer.attention_output, layer.gate_up, layer.down)
+
+
+def _norms(layer: LayerWeights) -> Iterator[Tensor]:
+    around_attention = (layer.input_norm, layer.qk_norm, layer.post_attention_norm)
+    around_feedforward = (layer.pre_feedforward_norm, layer.post_feedforward_norm)
+    yield from (norm for norm in (*around_attention, *around_feedforward) if norm is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -45,17 +46,45 @@ def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Root-mean-square norm over the last dimension (Zhang and Sennrich, 2019).
+    """Root-mean-square norm over the last dimension (Zhang and Sennrich, 2019), computed in float32.
 
-    Computed in float32 and rounded to `x.dtype` before the weight is applied: the order of operations
-    that the Llama checkpoints were published with.
+    A weight of `x`'s dtype is applied after rounding to it, as the Llama checkpoints expect; a float32
+    weight before, as Gemma's do.
     """
     wide = x.to(torch.float32)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
+    if weight.dtype != x.dtype:
+        return (wide * scale * weight).to(x.dtype)
     return (wide * scale).to(x.dtype) * weight
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """Squash values smoothly into `(-cap, cap)`, in place."""
+    return x.div_(cap).tanh_().mul_(cap)
 
 
 def silu_and_mul(gate_up: Tensor) -> Tensor:
     """SwiGLU's product: silu of the first half of the last dimension times the second half."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
+
+
+def gelu_and_mul(gate_up: Tensor) -> Tensor:
+    """GEGLU's product, with the exact gelu."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.gelu(gate).mul_(up)
+
+
+def gelu_tanh_and_mul(gate_up: Tensor) -> Tensor:
+    """GEGLU's product, with gelu's approximation by tanh."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh").mul_(up)
+
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": silu_and_mul,
+    "swish": silu_and_mul,
+    "gelu": gelu_and_mul,
+    "gelu_pytorch_tanh": gelu_tanh_and_mul,
+}
+"""Gated products by the name of their activation in `config.json`."""
