@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from transformers.integrations.gguf.gguf_tokenizer_mapping import sentencepiece_tokenizer
+from transformers.integrations.gguf.gguf_tokenizer_mapping import gemma_tokenizer, sentencepiece_tokenizer
 
 from sfllm_worker.load import ModelLoadError
 from sfllm_worker.load.gguf import GgufFile
@@ -96,6 +96,7 @@ def byte_level(pre: str, extra: list[str], merges: list[str], **more: Any) -> di
         ("gpt-2", ["It", "'", "S", "Ġ1234", "Ċ", "Ċ", "x", "Ġdon", "'t"]),
         ("smollm", ["It", "'", "S", "Ġ", "1", "2", "3", "4", "Ċ", "Ċ", "x", "Ġdon", "'t"]),
         ("llama-bpe", ["It", "'S", "Ġ", "123", "4", "ĊĊ", "x", "Ġdon", "'t"]),
+        ("dbrx", ["It", "'S", "Ġ", "123", "4", "ĊĊ", "x", "Ġdon", "'t"]),
         ("qwen2", ["It", "'S", "Ġ", "1", "2", "3", "4", "ĊĊ", "x", "Ġdon", "'t"]),
     ],
 )
@@ -204,3 +205,39 @@ def test_a_space_at_the_start_stays_beside_the_added_one() -> None:
 def test_a_tokenizer_needs_scores_when_it_has_no_merges() -> None:
     with pytest.raises(ModelLoadError, match="scores"):
         build_tokenizer({**sentence_piece(), "tokenizer.ggml.scores": [0.0]})
+
+
+def gemma() -> dict[str, Any]:
+    """Spaces are not prefixed, and runs of spaces or newlines are pieces of their own."""
+    normal = ["▁", "h", "e", "l", "o", "el", "lo", "▁h", "▁hel", "▁hello", "hel", "\n"]
+    control = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
+    runs = ["  ", "   ", "\n\n"]
+    tokens = [*control, *(f"<0x{byte:02X}>" for byte in range(256)), *runs, *normal]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [-float(i) for i in range(len(tokens))],
+        "tokenizer.ggml.token_type": [3, 3, 3, 2, 3, 3, *[6] * 256, *[4] * len(runs), *[1] * len(normal)],
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3,
+        "tokenizer.ggml.padding_token_id": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hello", " hello", "hello hello  hel", "hel\n\nhello\n   lo é", "<start_of_turn>hello<end_of_turn>\n"],
+)
+def test_text_of_gemma_is_tokenized_as_transformers_does_and_comes_back(text: str) -> None:
+    metadata = gemma()
+    fields = {name: metadata[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores", "token_type")}
+    expected = gemma_tokenizer({"tokenizer_type": "llama", **fields})
+    expected.add_special_tokens({"additional_special_tokens": ["<start_of_turn>", "<end_of_turn>"]})
+    expected.add_tokens(["\n\n"])
+    tokenizer = build_tokenizer(metadata).tokenizer
+    ids = tokenizer.encode(text).ids
+    assert ids[0] == 2
+    assert ids[1:] == expected.encode(text, add_special_tokens=False)
+    assert tokenizer.decode(ids[1:], skip_special_tokens=False) == text

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 import torch
 from gguf_files import write_gguf
-from model_references import LLAMA3_ROPE, VARIANTS, Sequences, make_reference, reference_logits
+from model_references import Sequences, make_model, reference_logits
+from model_variants import GEMMA2, GEMMA3, LLAMA3_ROPE, VARIANTS, Variant, rope
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sfllm_worker.load import ModelLoadError, load_model
+from sfllm_worker.load.gguf_families import FAMILIES
 
 PUBLISHED_ROPE = {
     **LLAMA3_ROPE,
+    "rope_type": "llama3",
     "rope_theta": 500000.0,
     "factor": 8.0,
     "original_max_position_embeddings": 8192,
@@ -43,15 +46,56 @@ def rope_factors(config: Any) -> Tensor:
     return torch.tensor(factors)
 
 
-@pytest.mark.parametrize("variant", ["llama", "llama-tied", "llama-biased", "qwen3", "qwen3-tied"])
+# Files do not say what scores are scaled by, so these models scale as the published ones of their size.
+PUBLISHED_SCALE = {"query_pre_attn_scalar": 16}
+MODELS: dict[str, tuple[str, Variant]] = {
+    "llama": ("llama", VARIANTS["llama"]),
+    "llama-tied": ("llama", VARIANTS["llama-tied"]),
+    "llama-biased": ("llama", VARIANTS["llama-biased"]),
+    "mistral": ("llama", VARIANTS["mistral"]),
+    "qwen2": ("qwen2", VARIANTS["qwen2"]),
+    "qwen2-yarn": ("qwen2", Variant("Qwen2", rope("yarn", factor=4.0, original_max_position_embeddings=32))),
+    "qwen3": ("qwen3", VARIANTS["qwen3"]),
+    "qwen3-tied": ("qwen3", VARIANTS["qwen3-tied"]),
+    "phi3": ("phi3", VARIANTS["phi3"]),
+    "phi3-window": ("phi3", VARIANTS["phi3-window"]),
+    "phi3-longrope": ("phi3", VARIANTS["phi3-longrope"]),
+    "phi3-longrope-short": ("phi3", VARIANTS["phi3-longrope-short"]),
+    "smollm3": ("smollm3", VARIANTS["smollm3"]),
+    "gemma2": ("gemma2", Variant("Gemma2", {**GEMMA2, **PUBLISHED_SCALE})),
+    "gemma2-27b": (
+        "gemma2",
+        Variant("Gemma2", {**GEMMA2, "query_pre_attn_scalar": 8, "num_hidden_layers": 46}),
+    ),
+    "gemma3": ("gemma3", Variant("Gemma3Text", {**GEMMA3, **PUBLISHED_SCALE, "num_hidden_layers": 7})),
+    "gemma3-linear-rope": (
+        "gemma3",
+        Variant(
+            "Gemma3Text",
+            {
+                **GEMMA3,
+                **PUBLISHED_SCALE,
+                "num_hidden_layers": 7,
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+                    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+                },
+            },
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_a_model_read_from_gguf_has_the_logits_of_the_original(
-    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SFLLM_CACHE_DIR", str(tmp_path / "cache"))
-    reference = make_reference(variant, tmp_path)
+    arch, variant = MODELS[name]
+    reference = make_model(variant)
     path = tmp_path / "model.gguf"
-    write_gguf(reference, variant.split("-", maxsplit=1)[0], path)
-    loaded = load_model(path, dtype="float32")
+    write_gguf(reference, arch, path)
+    loaded = load_model(path, dtype="float32", context_length=variant.context_length)
     assert loaded.name == "model"
     assert loaded.eos_token_ids == (256,)
     ids = list(range(0, 290, 7))
@@ -59,9 +103,13 @@ def test_a_model_read_from_gguf_has_the_logits_of_the_original(
     assert float((ours - reference_logits(reference, ids)).abs().max()) <= 1e-4
 
 
+def test_every_gguf_architecture_is_compared() -> None:
+    assert {arch for arch, _ in MODELS.values()} == set(FAMILIES)
+
+
 def scaled_llama() -> Any:
     torch.manual_seed(3)
-    options = {**VARIANTS["llama"][2], "head_dim": 16, "max_position_embeddings": 512}
+    options = {**VARIANTS["llama"].options, "head_dim": 16, "max_position_embeddings": 512}
     shape = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
     return LlamaForCausalLM(
         LlamaConfig(

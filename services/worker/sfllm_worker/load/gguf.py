@@ -6,7 +6,6 @@ The format and the metadata keys are those of https://github.com/ggml-org/ggml/b
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,44 +16,15 @@ import torch
 from gguf import GGUFReader, quants
 from torch import Tensor
 
+from sfllm_worker.load.gguf_families import (
+    FAMILIES,
+    LLAMA3_DIVISORS,
+    LONG_FACTORS,
+    ROPE_TENSORS,
+    SHORT_FACTORS,
+    GgufFamily,
+)
 from sfllm_worker.model.errors import ModelLoadError
-
-
-@dataclass(frozen=True)
-class GgufFamily:
-    """What the GGUF conversion of an architecture needs to know."""
-
-    architecture: str
-    model_type: str
-    permuted: bool = False
-    """Whether rows of the query and key weights are stored pairwise interleaved for rotation."""
-
-
-FAMILIES: Mapping[str, GgufFamily] = {
-    "llama": GgufFamily("LlamaForCausalLM", "llama", permuted=True),
-    "qwen3": GgufFamily("Qwen3ForCausalLM", "qwen3"),
-}
-
-_GLOBAL_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_BLOCK_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_BLOCK = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)")
-_ROPE_FACTORS = "rope_freqs.weight"
 
 
 @dataclass
@@ -86,10 +56,11 @@ class GgufFile:
         heads = self._integer("attention.head_count")
         hidden = self._integer("embedding_length")
         head_dim = self._integer("attention.key_length", hidden // max(heads, 1))
-        if self._integer("rope.dimension_count", head_dim) != head_dim:
+        rotated = self._integer("rope.dimension_count", head_dim)
+        if rotated != head_dim and not self.family.partial_rotary:
             raise ModelLoadError(f"{self.path}: unsupported option: rotation of a part of the head")
         names = self._tensors.keys()
-        return {
+        config = {
             "architectures": [self.family.architecture],
             "model_type": self.family.model_type,
             "vocab_size": self._vocab_size(),
@@ -102,30 +73,37 @@ class GgufFile:
             "hidden_act": "silu",
             "rms_norm_eps": self._number("attention.layer_norm_rms_epsilon"),
             "max_position_embeddings": self._integer("context_length"),
-            "rope_parameters": self._rope(head_dim),
+            "rope_parameters": self._rope(head_dim, rotated),
             "tie_word_embeddings": "output.weight" not in names,
             "attention_bias": "blk.0.attn_q.bias" in names,
             "mlp_bias": "blk.0.ffn_gate.bias" in names,
             "bos_token_id": self.metadata.get("tokenizer.ggml.bos_token_id"),
             "eos_token_id": self._eos_token_ids(),
         }
+        if self.family.partial_rotary:
+            config |= self._phi3()
+        if self.family.gemma:
+            config |= self._gemma(config)
+        return config
 
     def tensors(self, config: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
         """Every weight as `(Hugging Face name, float32 tensor)`, de-quantized one at a time.
 
         Raises `ModelLoadError` for tensors that the architecture does not have.
         """
-        heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+        heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
         for name, stored in self._tensors.items():
-            if name == _ROPE_FACTORS:
+            if name in ROPE_TENSORS:
                 continue  # part of the configuration, see _rope
-            part = _BLOCK.fullmatch(name)
-            target = _hugging_face_name(name)
+            target = self.family.tensor_name(name)
             if target is None:
                 raise ModelLoadError(f"{self.path}: tensor {name} is not known for {self._prefix}")
             values = self._values(stored)
-            if self.family.permuted and part is not None and part[2] in heads:
-                values = unpermute(values, heads[part[2]])
+            module = target.split(".")[-2]
+            if self.family.permuted and module in heads:
+                values = unpermute(values, heads[module])
+            if self.family.gemma and target.endswith("norm.weight"):
+                values -= 1
             yield target, values
 
     def _values(self, stored: Any) -> Tensor:
@@ -148,17 +126,58 @@ class GgufFile:
         ids = [self.metadata.get(f"tokenizer.ggml.{key}") for key in keys]
         return list(dict.fromkeys(value for value in ids if isinstance(value, int)))
 
-    def _rope(self, head_dim: int) -> dict[str, Any]:
+    def _phi3(self) -> dict[str, Any]:
+        original = self._integer("rope.scaling.original_context_length", self._integer("context_length"))
+        # Zero stands for no window.
+        window = self._integer("attention.sliding_window", 0) or None
+        return {"original_max_position_embeddings": original, "sliding_window": window}
+
+    def _gemma(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        sharper = config["num_hidden_layers"] == self.family.sharper_layers
+        scalar = config["hidden_size"] // config["num_attention_heads"] if sharper else config["head_dim"]
+        caps = {
+            f"{name}_softcapping": self._number(f"{name}_softcapping", 0.0) or None
+            for name in ("attn_logit", "final_logit")
+        }
+        window = self._integer("attention.sliding_window")
+        options = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": scalar}
+        return {**options, **caps, "sliding_window": window}
+
+    def _rope(self, head_dim: int, rotated: int) -> dict[str, Any]:
         theta = self._number("rope.freq_base", 10000.0)
+        scaled = {"rope_theta": theta, **self._scaling(theta, head_dim)}
+        if rotated != head_dim:
+            scaled["partial_rotary_factor"] = rotated / head_dim
+        if self._prefix != "gemma3":
+            return scaled
+        local = self._number("rope.freq_base_swa", 10000.0)
+        return {"full_attention": scaled, "sliding_attention": {"rope_type": "default", "rope_theta": local}}
+
+    def _scaling(self, theta: float, head_dim: int) -> dict[str, Any]:
         kind = self.metadata.get(f"{self._prefix}.rope.scaling.type", "none")
-        if _ROPE_FACTORS in self._tensors:
-            return {"rope_theta": theta, **self._llama3_rope(theta, head_dim)}
-        if kind == "linear":
-            factor = self._number("rope.scaling.factor")
-            return {"rope_type": "linear", "rope_theta": theta, "factor": factor}
-        if kind != "none":
+        if LLAMA3_DIVISORS in self._tensors:
+            return self._llama3_rope(theta, head_dim)
+        if LONG_FACTORS in self._tensors:
+            return self._longrope()
+        if kind == "none":
+            return {"rope_type": "default"}
+        if kind not in ("linear", "yarn"):
             raise ModelLoadError(f"{self.path}: unsupported rope scaling: {kind}")
-        return {"rope_type": "default", "rope_theta": theta}
+        options = {"rope_type": kind, "factor": self._number("rope.scaling.factor")}
+        if kind == "yarn":
+            original = self._integer("rope.scaling.original_context_length", self._integer("context_length"))
+            options["original_max_position_embeddings"] = original
+        return options
+
+    def _longrope(self) -> dict[str, Any]:
+        if SHORT_FACTORS not in self._tensors:
+            raise ModelLoadError(f"{self.path}: tensor {SHORT_FACTORS} is missing")
+        options: dict[str, Any] = {"rope_type": "longrope"}
+        for key, name in (("long_factor", LONG_FACTORS), ("short_factor", SHORT_FACTORS)):
+            options[key] = self._values(self._tensors[name]).tolist()
+        if f"{self._prefix}.rope.scaling.attn_factor" in self.metadata:
+            options["attention_factor"] = self._number("rope.scaling.attn_factor")
+        return options
 
     def _llama3_rope(self, theta: float, head_dim: int) -> dict[str, Any]:
         """Parameters of Llama 3's scaling, which GGUF stores as its result: a divisor per frequency.
@@ -166,13 +185,13 @@ class GgufFile:
         The largest divisor is the factor; the other parameters are those of every published Llama 3,
         checked by computing the divisors again.
         """
-        stored = self._values(self._tensors[_ROPE_FACTORS]).to(torch.float64)
+        stored = self._values(self._tensors[LLAMA3_DIVISORS]).to(torch.float64)
         factor, low, high, original = float(stored.max()), 1.0, 4.0, 8192
         frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
         ramp = ((original * frequencies / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
         expected = 1 / ((1 - ramp) / factor + ramp)
         if stored.shape != expected.shape or not torch.allclose(stored, expected, rtol=1e-3):
-            raise ModelLoadError(f"{self.path}: {_ROPE_FACTORS} is not the scaling of Llama 3")
+            raise ModelLoadError(f"{self.path}: {LLAMA3_DIVISORS} is not the scaling of Llama 3")
         return {
             "rope_type": "llama3",
             "factor": factor,
@@ -203,12 +222,3 @@ def unpermute(weight: Tensor, heads: int) -> Tensor:
     """
     half = weight.shape[0] // heads // 2
     return weight.view(heads, half, 2, *weight.shape[1:]).transpose(1, 2).reshape(weight.shape)
-
-
-def _hugging_face_name(name: str) -> str | None:
-    part = _BLOCK.fullmatch(name)
-    if part is None:
-        return _GLOBAL_NAMES.get(name)
-    index, kind, suffix = part.groups()
-    target = _BLOCK_NAMES.get(kind)
-    return None if target is None else f"model.layers.{index}.{target}.{suffix}"

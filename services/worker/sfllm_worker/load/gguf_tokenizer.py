@@ -53,6 +53,7 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = {
     "starcoder": PreTokenizer(single_digits=True),
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
+    "dbrx": PreTokenizer(_LLAMA3.pattern),  # Phi-4's too
     "qwen2": _QWEN2,
     "deepseek-r1-qwen": _QWEN2,
 }
