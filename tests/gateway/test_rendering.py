@@ -32,6 +32,12 @@ def user(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": text}]
 
 
+def renderers() -> list[psutil.Process]:
+    """The processes that render for this one."""
+    children = psutil.Process().children()
+    return [child for child in children if "sfllm_gateway.render_process" in child.cmdline()]
+
+
 async def test_every_request_gets_its_own_prompt(pool: RenderPool) -> None:
     template = ChatTemplate(pool, ECHO, {})
     texts = [f"text {number} €" * number for number in range(50)]
@@ -50,8 +56,8 @@ async def test_a_request_that_is_given_up_does_not_mix_up_the_next(pool: RenderP
 async def test_a_process_that_dies_is_replaced(pool: RenderPool) -> None:
     template = ChatTemplate(pool, ECHO, {})
     assert await template.render(user("a")) == "a"
-    for child in psutil.Process().children():
-        child.kill()
+    for process in renderers():
+        process.kill()
     with pytest.raises(ServiceError) as refused:
         await template.render(user("b"))
     assert refused.value.code is ErrorCode.INVALID_REQUEST
@@ -62,19 +68,18 @@ async def test_a_template_that_takes_too_long_is_killed(
     pool: RenderPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rendering, "RENDER_SECONDS", 0.2)
-    before = set(psutil.Process().children())
     with pytest.raises(ServiceError, match="takes longer"):
         await ChatTemplate(pool, ENDLESS, {}).render(user("a"))
-    assert set(psutil.Process().children()) <= before
+    assert not renderers()
     assert await ChatTemplate(pool, ECHO, {}).render(user("b")) == "b"
 
 
 async def test_closing_leaves_no_process() -> None:
-    before = set(psutil.Process().children())
     pool = RenderPool()
     await ChatTemplate(pool, ECHO, {}).render(user("a"))
+    assert renderers()
     await pool.close()
-    assert set(psutil.Process().children()) <= before
+    assert not renderers()
 
 
 def test_the_processes_end_with_a_gateway_that_is_killed() -> None:
