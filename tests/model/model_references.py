@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,26 @@ def make_reference(name: str, directory: Path, **save_options: Any) -> Any:
     """The model of a variant, saved to `directory`."""
     model = make_model(VARIANTS[name])
     model.save_pretrained(directory, **save_options)
+    if VARIANTS[name].old_spelling:
+        path = directory / "config.json"
+        path.write_text(json.dumps(in_old_spelling(json.loads(path.read_text()))))
     tokenizer = byte_tokenizer(model.config.vocab_size)
     (directory / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
     return model
+
+
+def in_old_spelling(raw: dict[str, Any]) -> dict[str, Any]:
+    """A `config.json` as transformers 4 wrote it."""
+    derived = ("layer_types", "no_rope_layers", "rope_parameters", "dtype")
+    old = {key: value for key, value in raw.items() if key not in derived}
+    rope = raw["rope_parameters"]
+    if "sliding_attention" in rope:
+        old["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+    apart = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    scaling = {key: value for key, value in rope.items() if key not in (*apart, "rope_type")}
+    scaling = {**scaling, "type": rope["rope_type"]} if scaling else None
+    return {**old, **apart, "rope_scaling": scaling, "torch_dtype": raw["dtype"]}
 
 
 @torch.inference_mode()

@@ -31,6 +31,8 @@ class Variant:
     """The shortest prompt for which the comparison holds."""
     context_length: int | None = None
     """What is passed on to `load_model`."""
+    old_spelling: bool = False
+    """Whether `config.json` is written as transformers 4 did: without what follows from other fields."""
 
 
 def rope(kind: str, **options: Any) -> dict[str, Any]:
@@ -61,20 +63,20 @@ BUILT_IN: dict[str, Variant] = {
     "llama-biased": Variant("Llama", {"attention_bias": True, "mlp_bias": True}),
     "llama-wide-heads": Variant("Llama", WIDE),
     "llama-gelu": Variant("Llama", {"hidden_act": "gelu"}),
-    "llama3-rope": Variant("Llama", rope("llama3", **LLAMA3_ROPE)),
-    "llama-linear-rope": Variant("Llama", rope("linear", factor=3.0)),
-    "llama-yarn": Variant("Llama", rope("yarn", **YARN)),
+    "llama3-rope": Variant("Llama", rope("llama3", **LLAMA3_ROPE), old_spelling=True),
+    "llama-linear-rope": Variant("Llama", rope("linear", factor=3.0), old_spelling=True),
+    "llama-yarn": Variant("Llama", rope("yarn", **YARN), old_spelling=True),
     "llama-yarn-untruncated": Variant("Llama", rope("yarn", **YARN, beta_fast=16, truncate=False)),
     "llama-yarn-mscale": Variant("Llama", rope("yarn", **YARN, mscale=1.2, mscale_all_dim=0.7)),
     "llama-dynamic-rope": Variant(
         "Llama", {"max_position_embeddings": 24, **rope("dynamic", factor=4.0)}, reference="stepwise"
     ),
     "mistral": Variant("Mistral", {"sliding_window": None}),
-    "mistral-window": Variant("Mistral", {"sliding_window": 8}),
+    "mistral-window": Variant("Mistral", {"sliding_window": 8}, old_spelling=True),
     "mistral-window-of-one": Variant("Mistral", {"sliding_window": 1}),
     "qwen2": Variant("Qwen2"),
     "qwen2-window": Variant(
-        "Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
+        "Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}, old_spelling=True
     ),
     "qwen3": Variant("Qwen3", {**WIDE, "tie_word_embeddings": False}),
     "qwen3-tied": Variant("Qwen3", {**WIDE, "tie_word_embeddings": True}),
@@ -82,15 +84,17 @@ BUILT_IN: dict[str, Variant] = {
     "qwen3-layer-types": Variant(
         "Qwen3", {**WIDE, "use_sliding_window": True, "sliding_window": 12, "layer_types": MIXED}
     ),
-    "qwen3-yarn": Variant("Qwen3", {**WIDE, **rope("yarn", **YARN, attention_factor=0.9)}),
+    "qwen3-yarn": Variant("Qwen3", {**WIDE, **rope("yarn", **YARN, attention_factor=0.9)}, old_spelling=True),
     "phi3": Variant("Phi3", PHI3),
     "phi3-window": Variant("Phi3", {**PHI3, "sliding_window": 7}),
     "phi3-partial-rotary": Variant(
-        "Phi3", {**PHI3, **rope("default", partial_rotary_factor=0.5), "tie_word_embeddings": True}
+        "Phi3",
+        {**PHI3, **rope("default", partial_rotary_factor=0.5), "tie_word_embeddings": True},
+        old_spelling=True,
     ),
-    "phi3-longrope": Variant("Phi3", {**PHI3, **longrope(8)}, shortest=9),
+    "phi3-longrope": Variant("Phi3", {**PHI3, **longrope(8)}, shortest=9, old_spelling=True),
     "phi3-longrope-short": Variant("Phi3", {**PHI3, **longrope(128)}, context_length=128),
-    "smollm3": Variant("SmolLM3", {"num_hidden_layers": 5, "pad_token_id": 0}),
+    "smollm3": Variant("SmolLM3", {"num_hidden_layers": 5, "pad_token_id": 0}, old_spelling=True),
     "smollm3-window": Variant(
         "SmolLM3",
         {
@@ -101,11 +105,23 @@ BUILT_IN: dict[str, Variant] = {
             "tie_word_embeddings": False,
         },
     ),
-    "gemma2": Variant("Gemma2", GEMMA2),
+    "gemma2": Variant("Gemma2", GEMMA2, old_spelling=True),
     "gemma2-uncapped": Variant(
         "Gemma2", {**GEMMA2, "attn_logit_softcapping": None, "final_logit_softcapping": None}
     ),
-    "gemma3": Variant("Gemma3Text", {**GEMMA3, "num_hidden_layers": 6}),
+    "gemma3": Variant("Gemma3Text", {**GEMMA3, "num_hidden_layers": 6}, old_spelling=True),
+    "gemma3-old-linear-rope": Variant(
+        "Gemma3Text",
+        {
+            **GEMMA3,
+            "num_hidden_layers": 7,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 8.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+        old_spelling=True,
+    ),
     "gemma3-layer-types": Variant(
         "Gemma3Text", {**GEMMA3, "layer_types": GEMMA3_PATTERN, "final_logit_softcapping": 25.0}
     ),

@@ -72,8 +72,9 @@ def test_stale_contents_of_reused_blocks_do_not_reach_the_result(pair: Callable[
     assert difference(ours, reference_logits(both.reference, text)[-1:]) <= TOLERANCE
 
 
-def test_bfloat16_stays_close_to_float32(pair: Callable[[str], Pair]) -> None:
-    both = pair("qwen3")
+@pytest.mark.parametrize("variant", ["qwen3", "gemma2", "gemma3", "phi3-partial-rotary"])
+def test_bfloat16_stays_close_to_float32(pair: Callable[[str], Pair], variant: str) -> None:
+    both = pair(variant)
     half = load_model(both.directory, dtype="bfloat16")
     assert half.dtype == torch.bfloat16
     text = tokens(40, seed=2)
