@@ -17,6 +17,12 @@ from model_references import (
 )
 from model_variants import BUILT_IN, THROUGH_TRANSFORMERS, VARIANTS
 
+from sfllm.messages import Sampling
+from sfllm_worker.engine.engine import Engine
+from sfllm_worker.engine.planner import Limits
+from sfllm_worker.engine.sequence import Sequence
+from sfllm_worker.graphs.runner import EagerRunner
+from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.load import LoadedModel, load_model
 from sfllm_worker.model.families import FAMILIES
 from sfllm_worker.model.transformers_model import TransformersModel
@@ -158,3 +164,29 @@ def test_greedy_tokens_equal_those_of_the_generate_of_transformers(name: str, tm
 @pytest.mark.parametrize("name", THROUGH_TRANSFORMERS)
 def test_only_unknown_architectures_go_through_transformers(name: str, tmp_path: Path) -> None:
     assert isinstance(Pair(name, tmp_path).loaded.decoder, TransformersModel)
+
+
+def test_the_engine_with_prefix_hits_and_preemption(pair: Pair) -> None:
+    """More sequences than the cache holds, which begin alike: every answer is still the greedy one."""
+    blocks = 26
+    limits = Limits(max_sequences=6, max_step_tokens=24, block_size=BLOCK)
+    loaded = pair.loaded
+    kv = KVCache(loaded.config, blocks + 1, BLOCK, torch.float32)
+    engine = Engine(EagerRunner(loaded.decoder, kv), kv, limits, (), blocks * BLOCK, torch.device("cpu"))
+    common = tokens(24, seed=1)
+    sampling = Sampling(max_tokens=14, seed=0, temperature=0.0)
+    sequences = []
+    for seed in range(5):
+        prompt = common + tokens(3 + 2 * seed, seed=100 + seed)
+        sequences.append(Sequence(seed, 0, prompt, len(prompt), sampling))
+        engine.add(sequences[-1])
+    preempted = 0
+    while engine.has_work:
+        preempted += engine.step().preempted
+        engine.planner.check_integrity()
+    assert preempted > 0
+    assert [sequence.cached_tokens for sequence in sequences] == [0, 24, 24, 24, 24]
+    for sequence in sequences:
+        prompt, answer = sequence.tokens[: sequence.prompt_count], sequence.tokens[sequence.prompt_count :]
+        theirs = pair.reference_logits(sequence.tokens[:-1])[len(prompt) - 1 :]
+        assert answer == theirs.argmax(-1).tolist()

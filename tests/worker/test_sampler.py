@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sfllm.messages import Sampling
 from sfllm_worker.sampling.adjust import SamplingRow
-from sfllm_worker.sampling.sampler import doubling_scan, inverse_cdf, sample
+from sfllm_worker.sampling.sampler import doubling_scan, inverse_cdf, sample, tree_sum
 
 
 def row(position: int = 0, choice: int = 0, banned: tuple[int, ...] = (), **fields: object) -> SamplingRow:
@@ -138,6 +138,11 @@ def test_inverse_cdf_finds_each_token_at_its_share(vocab_size: int) -> None:
 def test_the_scan_for_gpus_is_a_running_sum(length: int) -> None:
     values = torch.rand(3, length, generator=torch.Generator().manual_seed(2))
     assert torch.allclose(doubling_scan(values).double(), values.double().cumsum(-1), atol=1e-4)
+
+
+def test_the_sum_for_gpus_is_a_sum() -> None:
+    values = torch.rand(3, 5, 256, generator=torch.Generator().manual_seed(2))
+    assert torch.allclose(tree_sum(values).double(), values.double().sum(-1), atol=1e-4)
 
 
 def test_inverse_cdf_stays_on_the_last_weighted_token_when_rounding_runs_past_the_end() -> None:

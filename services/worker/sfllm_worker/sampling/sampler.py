@@ -143,26 +143,31 @@ def inverse_cdf(weights: Tensor, uniform: Tensor) -> Tensor:
     num_blocks = -(-vocab_size // SCAN_BLOCK_TOKENS)
     padding = num_blocks * SCAN_BLOCK_TOKENS - vocab_size
     blocks = torch.nn.functional.pad(weights, (0, padding)).view(num_rows, num_blocks, SCAN_BLOCK_TOKENS)
-    block_sums = _tree_sum(blocks)
-    block_ends = _scan(block_sums)
+    block_ends = _scan(_block_sums(blocks))
     target = uniform * block_ends[:, -1]
-    block = _first_above(block_ends, target, block_sums)
+    block = _first_above(block_ends, target)
     before = torch.where(block > 0, block_ends.gather(-1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
-    inside = blocks[torch.arange(num_rows, device=weights.device), block]
-    offset = _first_above(_scan(inside), target - before, inside)
-    return block * SCAN_BLOCK_TOKENS + offset
+    inside = _scan(blocks[torch.arange(num_rows, device=weights.device), block])
+    return block * SCAN_BLOCK_TOKENS + _first_above(inside, target - before)
 
 
-def _first_above(ends: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """Index of the first entry of `ends` above `target`, else of the last entry with weight."""
-    index = (ends <= target[:, None]).sum(dim=-1)
-    positions = torch.arange(weights.shape[-1], device=weights.device)
-    last_with_weight = torch.where(weights > 0, positions, 0).amax(dim=-1)
-    return torch.minimum(index, last_with_weight)
+def _first_above(ends: Tensor, target: Tensor) -> Tensor:
+    """Index of the first running sum in `ends` above `target`, which is an entry with weight.
+
+    A target that rounding moved to the last sum or beyond is taken just below it.
+    """
+    last = ends[:, -1]
+    target = torch.minimum(target, torch.nextafter(last, torch.zeros_like(last)))
+    return (ends <= target[:, None]).sum(dim=-1)
 
 
-def _tree_sum(values: Tensor) -> Tensor:
-    """Sum over the last dimension (a power of two) by halving, which fixes the order of additions."""
+def _block_sums(blocks: Tensor) -> Tensor:
+    """Sum over the last dimension in an order that depends on nothing but its length."""
+    return blocks.sum(dim=-1) if blocks.device.type == "cpu" else tree_sum(blocks)
+
+
+def tree_sum(values: Tensor) -> Tensor:
+    """Sum over the last dimension (a power of two) by halving: elementwise and so deterministic."""
     while values.shape[-1] > 1:
         half = values.shape[-1] // 2
         values = values[..., :half] + values[..., half:]
