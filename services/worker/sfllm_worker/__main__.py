@@ -12,6 +12,17 @@ from sfllm.model_files import ModelFilesError
 from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
 
 
+SPINS_AT_A_BARRIER = "2000"
+"""Threads that sleep at once make a decode step nearly twice as long; threads that spin without a
+bound, while another process has a core, make it ten times as long. docs/performance.md has the figures."""
+
+
+def _bound_spinning() -> None:
+    """Set how long OpenMP's threads spin, unless the user has. It is read when torch loads OpenMP."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS_AT_A_BARRIER)
+
+
 def main() -> int:
     """Serve until SIGTERM or SIGINT; the exit code."""
     settings = parse(
@@ -21,9 +32,7 @@ def main() -> int:
         known=[GatewaySettings, SchedulerSettings],
     )
     logs.setup("worker", settings.log_level, settings.log_format)
-    # A thread that spins at a barrier while another process has its core turns a step of 20 ms into
-    # one of seconds. OpenMP reads this when torch loads it.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _bound_spinning()
     # Imported after the arguments are checked, because torch takes a second: --help should not.
     from sfllm_worker.load import ModelLoadError  # noqa: PLC0415 - see above
     from sfllm_worker.startup import start  # noqa: PLC0415 - see above
