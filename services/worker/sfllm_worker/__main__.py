@@ -11,7 +11,6 @@ from sfllm.config import parse
 from sfllm.model_files import ModelFilesError
 from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
 
-
 SPINS_AT_A_BARRIER = "2000"
 """Threads that sleep at once make a decode step nearly twice as long; threads that spin without a
 bound, while another process has a core, make it ten times as long. docs/performance.md has the figures."""
