@@ -100,6 +100,9 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     load_format: Annotated[
         Literal["auto", "dummy"], Meta(description="dummy: random weights of the model's shape")
     ] = "auto"
+    generation_defaults: Annotated[
+        bool, Meta(description="take defaults of sampling fields from the model's generation_config.json")
+    ] = True
     max_context_length: Annotated[
         int | None,
         Meta(description="most tokens of prompt and output together; the model's own limit if unset"),

@@ -22,6 +22,7 @@ from sfllm_worker.graphs.runner import EagerRunner
 from sfllm_worker.kv.cache import KVCache, bytes_per_block
 from sfllm_worker.link import SchedulerLink
 from sfllm_worker.load import LoadedModel, load_model
+from sfllm_worker.load.assets import GenerationDefaults as ModelDefaults
 from sfllm_worker.metrics import WorkerMetrics
 from sfllm_worker.service import WorkerService
 from sfllm_worker.sizing import (
@@ -136,7 +137,7 @@ def warm_up(engine: Engine) -> None:
 def make_card(settings: WorkerSettings, model: LoadedModel, engine: Engine) -> ModelCard:
     """What gateways are told of the model."""
     names = settings.served_model_name or (model_name(settings.model),)
-    defaults = model.generation
+    defaults = model.generation if settings.generation_defaults else ModelDefaults()
     return ModelCard(
         name=names[0],
         aliases=tuple(names[1:]),
