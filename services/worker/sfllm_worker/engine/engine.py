@@ -175,7 +175,7 @@ class Engine:
 
     def _sampling_row(self, sequence: Sequence) -> SamplingRow:
         sampling = sequence.sampling
-        too_short = sequence.generated < sampling.min_tokens
+        too_short = sampling.min_tokens and sequence.generated < sampling.min_tokens
         banned = self._eos_token_ids + sampling.stop_token_ids if too_short else ()
         return SamplingRow(sampling, sequence.choice, sequence.tokens, sequence.prompt_count, banned)
 

@@ -97,16 +97,21 @@ class Planner:
     def plan(self) -> StepPlan:
         """Plan the next step, allocating the blocks that it writes to."""
         plan = StepPlan([], [], [], [])
+        prefilling = []
         for sequence in list(self.running):
-            if sequence.remaining == 1 and sequence not in plan.preempted:
+            if sequence.remaining > 1:
+                prefilling.append(sequence)
+            elif sequence not in plan.preempted:
                 self._plan_decode(sequence, plan)
-        budget = self.limits.max_step_tokens - len(plan.rows)
-        for sequence in self.running:
-            if sequence.remaining > 1 and budget > 0:
+        num_decodes = len(plan.rows)
+        budget = self.limits.max_step_tokens - num_decodes
+        for sequence in prefilling:
+            if budget > 0 and sequence not in plan.preempted:
                 budget -= self._plan_chunk(sequence, budget, plan)
         while budget > 0 and not plan.preempted and self._admit_next(plan):
             budget -= self._plan_chunk(plan.admitted[-1], budget, plan)
-        plan.rows.sort(key=lambda row: row.num_tokens > 1)
+        if len(plan.rows) > num_decodes:
+            plan.rows.sort(key=lambda row: row.num_tokens > 1)
         return plan
 
     def commit(self, plan: StepPlan) -> None:
@@ -122,11 +127,22 @@ class Planner:
         return [block for block in sequence.block_table if not self.pool.is_shared(block)]
 
     def _plan_decode(self, sequence: Sequence, plan: StepPlan) -> None:
-        while not self._can_write_next(sequence):
+        if not self._can_write_in_place(sequence) and not self._make_writable(sequence, plan):
+            return
+        plan.rows.append(Row(sequence, 1))
+
+    def _can_write_in_place(self, sequence: Sequence) -> bool:
+        """Whether the last block has room for the next token and is nobody else's."""
+        table = sequence.block_table
+        return sequence.computed < len(table) * self.limits.block_size and not self.pool.is_shared(table[-1])
+
+    def _make_writable(self, sequence: Sequence, plan: StepPlan) -> bool:
+        """Get the block that the next token goes to, by preempting if need be; False if it hit itself."""
+        while self.pool.num_free == 0 and not self._can_write_in_place(sequence):
             victim = self.running[-1]
             self._preempt(victim, plan)
             if victim is sequence:
-                return
+                return False
         position = sequence.computed
         table = sequence.block_table
         if position == len(table) * self.limits.block_size:
@@ -136,12 +152,7 @@ class Planner:
             plan.copies.append((table[-1], copy))
             self.pool.release([table[-1]])
             table[-1] = copy
-        plan.rows.append(Row(sequence, 1))
-
-    def _can_write_next(self, sequence: Sequence) -> bool:
-        table = sequence.block_table
-        has_room = sequence.computed < len(table) * self.limits.block_size
-        return (has_room and not self.pool.is_shared(table[-1])) or self.pool.num_free > 0
+        return True
 
     def _plan_chunk(self, sequence: Sequence, budget: int, plan: StepPlan) -> int:
         count = min(sequence.remaining, budget)
