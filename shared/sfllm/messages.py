@@ -21,6 +21,10 @@ import msgspec
 ALL_CHOICES = -1
 """In a cancel: every choice of the request."""
 
+PROBATION_TOKENS = 8
+"""A request that was running when a worker crashed, and has got so many tokens further since, did not
+cause the crash: what it was about to compute then has been computed."""
+
 
 class Message(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Base of everything that crosses a socket. `kind` is the type number in the header frame."""
@@ -135,10 +139,15 @@ class GatewayHello(Message, frozen=True):
 
 
 class GatewayBeat(Message, frozen=True):
-    """Sent every beat interval; its absence ends the gateway's requests."""
+    """Sent every beat interval; its absence ends the gateway's requests.
+
+    `digest` is of its open choices (`holdings.py`). When it differs from what the scheduler has, the
+    scheduler asks for the list.
+    """
 
     kind = 2
     epoch: int
+    digest: int = 0
 
 
 class Submit(Message, frozen=True):
@@ -148,6 +157,10 @@ class Submit(Message, frozen=True):
     already has (zeros on a first attempt). `milliseconds_left` is a duration, never a time of day.
     `last_worker` is the id of a worker to avoid, empty for none. Lower `priority` goes first.
     Cached prefixes are shared only among requests of the same `cache_salt`.
+    `age_milliseconds` is how long ago the first attempt was submitted: a retry keeps its place in the order.
+
+    `suspects` is not 0 when a worker crashed while it ran this request and `suspects - 1` others, any of
+    which may be the cause; `crashes_alone` counts crashes of workers that ran nothing else.
     """
 
     kind = 3
@@ -163,6 +176,9 @@ class Submit(Message, frozen=True):
     milliseconds_left: int
     last_worker: str = ""
     cache_salt: str = ""
+    age_milliseconds: int = 0
+    suspects: int = 0
+    crashes_alone: int = 0
 
 
 class Cancel(Message, frozen=True):
@@ -173,6 +189,24 @@ class Cancel(Message, frozen=True):
     attempt: int
     choice: int
     reason: str
+
+
+class GatewayHeld(Message, frozen=True):
+    """Answers `ListHeld`: every choice that is open here. Arrays: handles, attempts, choices."""
+
+    kind = 6
+    array_types = "QII"
+    number: int
+
+
+class Resend(Message, frozen=True):
+    """Tokens of a choice before its newest ones did not arrive: send those from `start` on again."""
+
+    kind = 7
+    handle: int
+    attempt: int
+    choice: int
+    start: int
 
 
 class GatewayBye(Message, frozen=True):
@@ -199,6 +233,16 @@ class SchedulerBeat(Message, frozen=True):
 
     kind = 21
     epoch: int
+
+
+class ListHeld(Message, frozen=True):
+    """To gateways and workers: list what you hold, for your digest is not mine.
+
+    The answer carries `number`, by which the scheduler knows what it had sent before it asked.
+    """
+
+    kind = 29
+    number: int
 
 
 class Models(Message, frozen=True):
@@ -268,13 +312,18 @@ class Finished(Message, frozen=True):
 
 
 class Interrupted(Message, frozen=True):
-    """The attempt was lost with its worker; the gateway may submit again from what it has."""
+    """The attempt was lost; the gateway may submit again from what it has.
+
+    `suspects` is how many requests a crashed worker may have died of, this one among them; 0 when the
+    worker did not crash (it was drained, or a message was lost) or another request is suspected.
+    """
 
     kind = 27
     handle: int
     attempt: int
     cause: str
     worker: str
+    suspects: int = 0
 
 
 # worker -> scheduler ----------------------------------------------------------------------------
@@ -290,7 +339,10 @@ class WorkerHello(Message, frozen=True):
 
 
 class WorkerBeat(Message, frozen=True):
-    """Sent every beat interval: what the worker holds. `step` grows with every step it runs."""
+    """Sent every beat interval: what the worker holds. `step` grows with every step it runs.
+
+    `digest` is of the choices that it holds (`holdings.py`); see `GatewayBeat`.
+    """
 
     kind = 41
     lease: int
@@ -298,6 +350,7 @@ class WorkerBeat(Message, frozen=True):
     running: int
     waiting: int
     free_kv_tokens: int
+    digest: int = 0
 
 
 class WorkerTokens(Message, frozen=True):
@@ -341,10 +394,11 @@ class WorkerFault(Message, frozen=True):
 
 
 class WorkerBye(Message, frozen=True):
-    """The worker holds nothing any more and is leaving."""
+    """The worker holds nothing any more and is leaving: it was drained, or `failure` says what broke it."""
 
     kind = 45
     lease: int
+    failure: str = ""
 
 
 class WorkerDraining(Message, frozen=True):
@@ -352,6 +406,29 @@ class WorkerDraining(Message, frozen=True):
 
     kind = 46
     lease: int
+
+
+class WorkerHeld(Message, frozen=True):
+    """Answers `ListHeld`: every choice that is open here.
+
+    Arrays: indices into `gateways`, handles, attempts, choices.
+    """
+
+    kind = 48
+    array_types = "IQII"
+    lease: int
+    number: int
+    gateways: tuple[bytes, ...]
+
+
+class WorkerReturned(Message, frozen=True):
+    """A request that was granted and has not been started: another worker had better run it."""
+
+    kind = 49
+    lease: int
+    gateway: bytes
+    handle: int
+    attempt: int
 
 
 # scheduler -> worker ----------------------------------------------------------------------------
@@ -408,6 +485,25 @@ class WorkerCancel(Message, frozen=True):
     choice: int
 
 
+class WorkerResend(Message, frozen=True):
+    """Send the tokens of a choice again, from `start` on, if it still runs."""
+
+    kind = 64
+    lease: int
+    gateway: bytes
+    handle: int
+    attempt: int
+    choice: int
+    start: int
+
+
+class WorkerUnknown(Message, frozen=True):
+    """Answers a message without a valid lease: drop what you hold and say hello again."""
+
+    kind = 65
+    epoch: int
+
+
 class Drain(Message, frozen=True):
     """Finish what you hold, take nothing more, then leave."""
 
@@ -443,10 +539,19 @@ class AssetChunk(Message, frozen=True):
     data: bytes
 
 
-GATEWAY_TO_SCHEDULER: tuple[type[Message], ...] = (GatewayHello, GatewayBeat, Submit, Cancel, GatewayBye)
+GATEWAY_TO_SCHEDULER: tuple[type[Message], ...] = (
+    GatewayHello,
+    GatewayBeat,
+    Submit,
+    Cancel,
+    GatewayHeld,
+    Resend,
+    GatewayBye,
+)
 SCHEDULER_TO_GATEWAY: tuple[type[Message], ...] = (
     GatewayWelcome,
     SchedulerBeat,
+    ListHeld,
     Models,
     Admitted,
     Rejected,
@@ -462,8 +567,19 @@ WORKER_TO_SCHEDULER: tuple[type[Message], ...] = (
     WorkerPromptLogprobs,
     WorkerFinished,
     WorkerFault,
+    WorkerHeld,
+    WorkerReturned,
     WorkerDraining,
     WorkerBye,
 )
-SCHEDULER_TO_WORKER: tuple[type[Message], ...] = (WorkerWelcome, SchedulerBeat, Grant, WorkerCancel, Drain)
+SCHEDULER_TO_WORKER: tuple[type[Message], ...] = (
+    WorkerWelcome,
+    WorkerUnknown,
+    SchedulerBeat,
+    ListHeld,
+    Grant,
+    WorkerCancel,
+    WorkerResend,
+    Drain,
+)
 ASSETS: tuple[type[Message], ...] = (AssetOffer, AssetGet, AssetChunk)
