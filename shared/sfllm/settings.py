@@ -42,14 +42,26 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True):
     )
     max_body_bytes: Annotated[int, Meta(ge=1024, description="largest request body")] = 16 * 2**20
     max_streams: Annotated[int, Meta(ge=1, description="most requests open at once in one gateway")] = 2048
-    max_attempts: Annotated[int, Meta(ge=1, description="times a request is submitted before it fails")] = 4
+    max_journal_bytes: Annotated[
+        int, Meta(ge=2**20, description="most bytes of prompts and answers that one gateway keeps at once")
+    ] = 512 * 2**20
+    max_attempts: Annotated[
+        int, Meta(ge=1, description="times a request may be on a worker that crashes before it fails")
+    ] = 20
     request_timeout_seconds: Annotated[
-        float, Meta(gt=0, description="deadline of a request that names none")
+        float, Meta(gt=0, description="deadline of a request without a header X-Request-Timeout")
     ] = 600.0
+    max_request_timeout_seconds: Annotated[
+        float, Meta(gt=0, description="latest deadline that a request may ask for")
+    ] = 3600.0
     keep_alive_seconds: Annotated[
         float, Meta(gt=0, description="a silent stream gets a comment this often")
     ] = 15.0
     drain_seconds: Annotated[float, Meta(ge=0, description="how long SIGTERM waits for open requests")] = 30.0
+    shutdown_delay_seconds: Annotated[
+        float,
+        Meta(ge=0, description="how long after SIGTERM open connections are still served new requests"),
+    ] = 1.0
 
 
 class SchedulerSettings(CommonSettings, frozen=True, kw_only=True):
@@ -124,7 +136,36 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     mem_fraction: Annotated[
         float, Meta(gt=0, le=1, description="share of the device's free memory for the KV cache")
     ] = 0.5
+    step_timeout_seconds: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="a step that takes longer than this, and than ten times the longest one expected, "
+            "counts as stuck: the worker ends",
+        ),
+    ] = 20.0
     threads: Annotated[int | None, Meta(description="CPU threads of the model; all cores if unset")] = None
     drain_seconds: Annotated[float, Meta(ge=0, description="how long SIGTERM waits for running requests")] = (
         30.0
     )
+    mock: Annotated[
+        bool, Meta(description="no model: made-up tokens at a set rate, for trying out everything around it")
+    ] = False
+    mock_tokens_per_second: Annotated[
+        float, Meta(gt=0, description="mock: tokens a second of each sequence")
+    ] = 50.0
+    mock_prefill_tokens_per_second: Annotated[
+        float, Meta(gt=0, description="mock: prompt tokens a second of the whole worker")
+    ] = 20000.0
+    mock_output_tokens: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="mock: tokens after which a sequence ends; max_tokens if unset"),
+    ] = None
+    mock_poison_token: Annotated[
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(description="mock: a prompt with this token id breaks the worker"),
+    ] = None
+    mock_poison: Annotated[
+        Literal["crash", "fail", "stall"],
+        Meta(description="mock: end the process, fail the step, or let the step never end"),
+    ] = "crash"
