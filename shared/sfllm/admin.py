@@ -1,4 +1,4 @@
-"""A process's own `/health` and `/metrics`, served from a thread so that work never delays them."""
+"""A process's own `/health`, `/ready` and `/metrics`, served from a thread so that work never delays them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,24 @@ REQUEST_TIMEOUT_SECONDS = 5.0
 class AdminServer:
     """Owns the listening socket and its thread from construction until `close`.
 
-    `problem` says why the process cannot go on, or None; it is called from the thread.
-    Raises OSError when the port is taken.
+    `problem` says why the process cannot go on, `unready` why it cannot serve at the moment; None when
+    it can. Both are called from the thread. Raises OSError when the port is taken.
     """
 
-    def __init__(self, host: str, port: int, metrics: Metrics, problem: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        metrics: Metrics,
+        problem: Callable[[], str | None],
+        unready: Callable[[], str | None] = lambda: None,
+    ) -> None:
         class Handler(_AdminHandler):
             owner = self
 
         self._metrics = metrics
         self._problem = problem
+        self._unready = unready
         self._server = http.server.ThreadingHTTPServer((host, port), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, name="admin", daemon=True)
         self._thread.start()
@@ -46,12 +54,17 @@ class AdminServer:
         if path == "/metrics":
             return 200, CONTENT_TYPE, self._metrics.render()
         if path == "/health":
-            problem = self._problem()
-            body = {"status": "healthy" if problem is None else "unhealthy", "timestamp": int(time.time())}
-            if problem is not None:
-                body["reason"] = problem
-            return (200 if problem is None else 503), "application/json", json.dumps(body).encode()
-        return 404, "application/json", b'{"error":{"message":"try /health or /metrics"}}'
+            return _answer(self._problem(), "healthy")
+        if path == "/ready":
+            return _answer(self._problem() or self._unready(), "ready")
+        return 404, "application/json", b'{"error":{"message":"try /health, /ready or /metrics"}}'
+
+
+def _answer(problem: str | None, good: str) -> tuple[int, str, bytes]:
+    body = {"status": good if problem is None else f"un{good}", "timestamp": int(time.time())}
+    if problem is not None:
+        body["reason"] = problem
+    return (200 if problem is None else 503), "application/json", json.dumps(body).encode()
 
 
 class _AdminHandler(http.server.BaseHTTPRequestHandler):

@@ -19,7 +19,8 @@ class Process:
     def __init__(self) -> None:
         self.problem: str | None = None
         self.metrics = Metrics("test:")
-        self.server = AdminServer("127.0.0.1", 0, self.metrics, lambda: self.problem)
+        self.unready: str | None = None
+        self.server = AdminServer("127.0.0.1", 0, self.metrics, lambda: self.problem, lambda: self.unready)
 
     def get(self, path: str) -> tuple[int, str, str]:
         url = f"http://127.0.0.1:{self.server.port}{path}"
@@ -50,6 +51,16 @@ def test_a_problem_makes_it_unhealthy_and_is_named(process: Process) -> None:
     status, _, body = process.get("/health")
     assert status == 503
     assert json.loads(body)["reason"] == "the loop stands still"
+
+
+def test_a_process_that_cannot_serve_now_is_unready_but_healthy(process: Process) -> None:
+    assert process.get("/ready")[0] == 200
+    process.unready = "no scheduler yet"
+    status, _, body = process.get("/ready")
+    assert (status, json.loads(body)["reason"]) == (503, "no scheduler yet")
+    assert process.get("/health")[0] == 200
+    process.unready, process.problem = None, "broken"
+    assert process.get("/ready")[0] == 503
 
 
 def test_metrics_are_shown_with_their_prefix_labels_and_buckets(process: Process) -> None:
