@@ -6,15 +6,19 @@ from sfllm.messages import (
     Cancel,
     GatewayBeat,
     GatewayBye,
+    GatewayHeld,
     GatewayHello,
+    Resend,
     Submit,
     WorkerBeat,
     WorkerBye,
     WorkerDraining,
     WorkerFault,
     WorkerFinished,
+    WorkerHeld,
     WorkerHello,
     WorkerPromptLogprobs,
+    WorkerReturned,
     WorkerTokens,
 )
 from sfllm_scheduler.core import admission, leases, relay, routing
@@ -88,6 +92,8 @@ class SchedulerCore:
                 admission.submit(state, peer, message, event.arrays, now)
             case Cancel():
                 admission.cancel(state, peer, message, now)
+            case GatewayHeld() | Resend():
+                state.record("dropped", kind=type(message).__name__, gateway=peer.hex())
             case GatewayBye():
                 leases.gateway_lost(state, peer, "bye", now)
             case _:
@@ -116,6 +122,8 @@ class SchedulerCore:
                 relay.fault(state, worker, message, now)
             case WorkerDraining():
                 leases.worker_draining(state, worker, now)
+            case WorkerHeld() | WorkerReturned():
+                state.record("dropped", kind=type(message).__name__, worker=worker.worker_id)
             case WorkerBye():
                 leases.worker_lost(state, event.peer, "bye", now)
             case _:
