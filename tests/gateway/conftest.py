@@ -16,7 +16,7 @@ def scheduler() -> Iterator[FakeScheduler]:
 
 @pytest.fixture(scope="session")
 def shared_gateway(scheduler: FakeScheduler) -> Iterator[GatewayProcess]:
-    process = GatewayProcess(scheduler, "--max-body-bytes=65536", "--max-streams=8")
+    process = GatewayProcess(scheduler, "--max-body-bytes=65536", "--max-streams=8", "--max-attempts=4")
     process.wait_ready()
     yield process
     code, log = process.stop()

@@ -38,6 +38,7 @@ from sfllm.messages import (
     ModelState,
     PromptLogprobs,
     Rejected,
+    Resend,
     SchedulerBeat,
     Submit,
     Timings,
@@ -124,6 +125,8 @@ class Script:
     reject: Rejected | None = None
     interrupt_at: list[int] = field(default_factory=list)
     """At which generated lengths to lose the worker, once each."""
+    suspects: int = 0
+    """Of how many requests the worker may have died that is lost next."""
     pause_at: int | None = None
     """Send no more once a choice has so many tokens, until `resume`."""
     repeat_tokens: bool = False
@@ -246,6 +249,8 @@ class FakeScheduler:
             self._admit(peer, message, arrays)
         elif isinstance(message, Cancel):
             self._cancel(peer, message)
+        elif isinstance(message, Resend):
+            self._resend(peer, message)
         with self._changed:
             self.seen.append(message)
             self._changed.notify_all()
@@ -296,6 +301,15 @@ class FakeScheduler:
         if not running.generated:
             del self._running[peer, cancel.handle]
 
+    def _resend(self, peer: bytes, resend: Resend) -> None:
+        running = self._running.get((peer, resend.handle))
+        if running is None or resend.choice not in running.generated:
+            return
+        batch = TokenBatch()
+        ids = running.generated[resend.choice][resend.start :]
+        batch.append(resend.handle, resend.attempt, resend.choice, resend.start, ids)
+        self._send(peer, Tokens(), *batch.arrays())
+
     def _step(self, running: _Running) -> None:
         submit = running.submit
         batch = TokenBatch()
@@ -345,7 +359,9 @@ class FakeScheduler:
         if longest in self.script.interrupt_at:
             self.script.interrupt_at.remove(longest)
             del self._running[key]
-            self._send(running.peer, Interrupted(submit.handle, submit.attempt, "lost", "w-1"))
+            self._send(
+                running.peer, Interrupted(submit.handle, submit.attempt, "lost", "w-1", self.script.suspects)
+            )
 
     def _send(self, peer: bytes, message: Message, *arrays: wire.Array) -> None:
         try:

@@ -18,7 +18,7 @@ from fake_scheduler import FakeScheduler, model_card
 from gateway_process import GatewayProcess
 from http_client import complete, error, events, finish_reasons, post, stream, text_of
 
-from sfllm.messages import Cancel, GatewayBye, ModelState, Submit
+from sfllm.messages import Cancel, GatewayBye, ModelState, Resend, Submit
 
 COMPLETIONS = "/v1/completions"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -91,9 +91,10 @@ def test_a_stream_goes_on_where_a_lost_worker_left_it(
     assert attempts[1].last_worker == "w-1"
 
 
-def test_a_request_that_keeps_losing_workers_fails_with_500(
+def test_a_request_that_keeps_crashing_workers_fails_with_500(
     gateway: GatewayProcess, scheduler: FakeScheduler
 ) -> None:
+    scheduler.script.suspects = 3
     scheduler.script.interrupt_at = [1, 2, 3, 4]
     found = error(post(gateway, COMPLETIONS, {"prompt": "x"}), 500)
     assert (found["type"], found["code"]) == ("server_error", "engine_failure")
@@ -113,10 +114,25 @@ def test_repeated_tokens_are_delivered_once(gateway: GatewayProcess, scheduler: 
 
 
 def test_missing_tokens_are_asked_for_again(gateway: GatewayProcess, scheduler: FakeScheduler) -> None:
-    scheduler.script.skip_at = [4, 25]
-    answer = complete(gateway, prompt="x", max_tokens=26)
+    scheduler.script.skip_at = [4]
+    scheduler.script.pause_at = 20  # or its end might come before the gap is noticed
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(complete, gateway, prompt="x", max_tokens=26)
+        scheduler.wait_for(Resend)
+        scheduler.resume()
+        assert answer.result()["choices"][0]["text"] == ALPHABET
+    assert [message.attempt for message in scheduler.of(Submit) if isinstance(message, Submit)] == [0]
+
+
+@pytest.mark.parametrize("fields", [{}, {"logprobs": 1}])
+def test_missing_tokens_that_nobody_has_any_more_are_made_again(
+    gateway: GatewayProcess, scheduler: FakeScheduler, fields: dict[str, int]
+) -> None:
+    scheduler.script.skip_at = [4] if fields else [25]
+    answer = complete(gateway, prompt="x", max_tokens=26, **fields)
     assert answer["choices"][0]["text"] == ALPHABET
     assert {cancel.reason for cancel in scheduler.of(Cancel) if isinstance(cancel, Cancel)} == {"gap"}
+    assert not scheduler.of(Resend)
 
 
 def test_a_submit_that_nobody_acknowledges_is_sent_again(

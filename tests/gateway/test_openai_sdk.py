@@ -181,6 +181,7 @@ def test_an_error_in_the_middle_of_a_stream_is_raised(client: OpenAI, scheduler:
     stream = client.chat.completions.create(model="tiny", messages=MESSAGES, stream=True)
     assert next(stream).choices[0].delta.role == "assistant"
     assert next(stream).choices[0].delta.content == "s"
+    scheduler.script.suspects = 1
     scheduler.script.interrupt_at = [2, 3, 4, 5]
     scheduler.resume()
     with pytest.raises(openai.APIError, match="workers failed"):

@@ -8,9 +8,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sfllm.errors import ErrorCode
-from sfllm.messages import ALL_CHOICES, Cancel, Finished, Interrupted, Rejected, Sampling, Submit, Timings
+from sfllm.messages import (
+    ALL_CHOICES,
+    PROBATION_TOKENS,
+    Cancel,
+    Finished,
+    Interrupted,
+    Rejected,
+    Resend,
+    Sampling,
+    Submit,
+    Timings,
+)
 from sfllm.token_batch import Logprobs
-from sfllm_gateway.stream import Request, Stream
+from sfllm_gateway.stream import RESEND_SECONDS, Gap, Request, Stream
 
 LENGTH = 12
 PROMPT = [1, 2, 3, 4, 5]
@@ -32,6 +43,16 @@ def new_stream(n: int = 2, max_attempts: int = 4, logprobs: int = -1, prompt_log
     return Stream(7, Request("r", "m", array("I", PROMPT), n, sampling), max_attempts)
 
 
+def interrupted(attempt: int, suspects: int = 0, worker: str = "w") -> Interrupted:
+    return Interrupted(7, attempt, "lost", worker, suspects)
+
+
+def submitted(stream: Stream) -> Submit:
+    message = stream.submit(1000).message
+    assert isinstance(message, Submit)
+    return message
+
+
 def finished(attempt: int, choice: int, count: int, reason: str = "length") -> Finished:
     return Finished(7, attempt, choice, reason, -1, 2, 0, count, Timings())
 
@@ -50,7 +71,7 @@ class Network(RuleBasedStateMachine):
         if not self.stream.on_prompt_logprobs(attempt, start, candidates(PROMPT[start : start + count])):
             assert attempt == self.stream.attempt
             assert start > known + 1
-            self.stream.next_attempt()
+            self.stream.restart(counts=True)
 
     @precondition(lambda self: not self.stream.prompt.complete)
     @rule()
@@ -65,17 +86,18 @@ class Network(RuleBasedStateMachine):
         if attempt < 0:
             return
         ids = [token(choice, index) for index in range(start, min(start + count, LENGTH + 3))]
-        if not self.stream.on_tokens(attempt, choice, start, ids, candidates(ids)):
+        if self.stream.on_tokens(attempt, choice, start, ids, candidates(ids)) is not Gap.NONE:
             assert attempt == self.stream.attempt
             assert start > len(self.stream.choices[choice].ids) or not self.stream.prompt.complete
-            self.stream.next_attempt()
+            self.stream.restart(counts=True)
 
     @precondition(lambda self: self.stream.prompt.complete)
     @rule(choice=st.integers(0, 1), count=st.integers(1, 4))
     def the_worker_goes_on(self, choice: int, count: int) -> None:
         start = len(self.stream.choices[choice].ids)
         ids = [token(choice, index) for index in range(start, start + count)]
-        assert self.stream.on_tokens(self.stream.attempt, choice, start, ids, candidates(ids))
+        gap = self.stream.on_tokens(self.stream.attempt, choice, start, ids, candidates(ids))
+        assert gap is Gap.NONE
 
     @rule(age=st.integers(0, 2), choice=st.integers(0, 1), count=st.integers(0, LENGTH))
     def a_choice_finishes(self, age: int, choice: int, count: int) -> None:
@@ -83,20 +105,21 @@ class Network(RuleBasedStateMachine):
         known = self.stream.on_finished(finished(self.stream.attempt - age, choice, count, "stop"))
         if not known:
             assert count > len(self.stream.choices[choice].ids) or not self.stream.prompt.complete
-            self.stream.next_attempt()
+            self.stream.restart(counts=True)
         elif age and before is None:
             assert self.stream.choices[choice].finish_reason is None
 
     @rule(age=st.integers(0, 2))
     def the_worker_is_lost(self, age: int) -> None:
-        if self.stream.on_interrupted(Interrupted(7, self.stream.attempt - age, "lost", "w")):
+        before = self.stream.attempt
+        if self.stream.on_interrupted(interrupted(before - age, suspects=1)):
             assert age == 0
-            self.stream.next_attempt()
+        assert self.stream.attempt - before in ({0, 1} if age == 0 else {0})
 
     @precondition(lambda self: not self.stream.ended)
     @rule()
     def the_scheduler_restarts(self) -> None:
-        self.stream.next_attempt(counts=False)
+        self.stream.restart(counts=False)
 
     @invariant()
     def every_token_is_journalled_once_and_in_order(self) -> None:
@@ -130,38 +153,99 @@ TestNetwork = Network.TestCase
 TestNetwork.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-def test_the_attempts_that_workers_may_lose_are_bounded() -> None:
+def test_the_crashes_that_a_request_may_be_on_are_bounded() -> None:
     stream = new_stream(max_attempts=3)
-    for attempt in range(2):
-        assert stream.on_interrupted(Interrupted(7, attempt, "lost", "w"))
-        assert stream.next_attempt()
-    assert not stream.next_attempt()
+    assert stream.on_interrupted(interrupted(0, suspects=5))
+    assert stream.on_interrupted(interrupted(1, suspects=1))
+    assert not stream.on_interrupted(interrupted(2, suspects=2))
     assert stream.error is not None
     assert stream.error.code is ErrorCode.ENGINE_FAILURE
+    assert stream.request.request_id in stream.error.message
     assert stream.ended
 
 
-def test_restarts_of_the_scheduler_do_not_use_up_attempts() -> None:
+def test_the_times_that_tokens_may_be_missing_are_bounded() -> None:
+    stream = new_stream(max_attempts=2)
+    assert stream.restart(counts=True)
+    assert not stream.restart(counts=True)
+    assert stream.error is not None
+
+
+def test_restarts_of_the_scheduler_and_moves_do_not_use_up_attempts() -> None:
     stream = new_stream(max_attempts=1)
-    assert all(stream.next_attempt(counts=False) for _ in range(5))
-    assert stream.attempt == 5
+    assert all(stream.restart(counts=False) for _ in range(5))
+    assert all(stream.on_interrupted(interrupted(attempt)) for attempt in range(5, 10))
+    assert stream.attempt == 10
+
+
+def test_crashes_alone_are_counted_and_suspicion_is_carried() -> None:
+    stream = new_stream(max_attempts=20)
+    for suspects, alone in ((4, 0), (1, 1), (2, 1), (0, 1), (1, 2)):
+        stream.on_interrupted(interrupted(stream.attempt, suspects))
+        message = submitted(stream)
+        assert (message.suspects, message.crashes_alone) == (suspects, alone)
+
+
+@pytest.mark.parametrize("lost_by", ["crash", "drain", "gap", "scheduler"])
+@pytest.mark.parametrize("tokens", [PROBATION_TOKENS - 1, PROBATION_TOKENS])
+def test_an_attempt_that_came_far_enough_clears_of_earlier_crashes(lost_by: str, tokens: int) -> None:
+    stream = new_stream(max_attempts=20)
+    stream.on_tokens(0, 1, 0, [1000, 1001])  # what older attempts brought does not count
+    stream.on_interrupted(interrupted(0, 1))
+    stream.on_tokens(1, 1, 2, [token(1, index) for index in range(2, 2 + tokens)])
+    if lost_by in {"crash", "drain"}:
+        stream.on_interrupted(interrupted(1, 1 if lost_by == "crash" else 0))
+    else:
+        stream.restart(counts=lost_by == "gap")
+    message = submitted(stream)
+    expected_alone = (lost_by == "crash") + (tokens < PROBATION_TOKENS)
+    assert message.crashes_alone == expected_alone
+    still = lost_by in {"gap", "scheduler"} and tokens < PROBATION_TOKENS
+    assert message.suspects == int(lost_by == "crash" or still)
+
+
+def test_a_gap_asks_once_and_is_over_when_tokens_follow() -> None:
+    stream = new_stream(n=1)
+    stream.on_tokens(0, 0, 0, [0, 1])
+    assert stream.on_tokens(0, 0, 4, [4]) is Gap.ASK
+    assert stream.resend(0, now=10.0).message == Resend(7, 0, 0, 2)
+    assert stream.on_tokens(0, 0, 5, [5]) is Gap.NONE
+    assert stream.on_tokens(0, 0, 0, [0, 1]) is Gap.NONE
+    assert stream.resend_failed(10.0 + RESEND_SECONDS)
+    assert not stream.resend_failed(9.9 + RESEND_SECONDS)
+    assert stream.on_tokens(0, 0, 2, [2, 3, 4, 5]) is Gap.NONE
+    assert not stream.resend_failed(100.0)
+    assert stream.on_tokens(0, 0, 8, [8]) is Gap.ASK
+
+
+@pytest.mark.parametrize("end", ["finish", "stop", "next attempt"])
+def test_what_ends_a_choice_or_an_attempt_ends_the_wait_for_its_tokens(end: str) -> None:
+    stream = new_stream()
+    stream.on_tokens(0, 0, 3, [3])
+    stream.resend(0, now=0.0)
+    if end == "finish":
+        stream.on_finished(finished(0, 0, 0, "stop"))
+    elif end == "stop":
+        stream.stop_choice(0, 0)
+    else:
+        stream.restart(counts=True)
+    assert not stream.resend_failed(100.0)
 
 
 def test_a_choice_with_all_its_tokens_needs_no_worker_to_end() -> None:
     stream = new_stream(n=1)
     stream.on_tokens(0, 0, 0, list(range(LENGTH)))
-    assert not stream.next_attempt()
+    assert not stream.on_interrupted(interrupted(0))
     assert stream.choices[0].finish_reason == "length"
     assert stream.error is None
 
 
 def test_the_next_attempt_avoids_the_worker_that_was_lost() -> None:
     stream = new_stream()
-    stream.on_interrupted(Interrupted(7, 0, "lost", "w-9"))
-    stream.next_attempt()
-    message = stream.submit(1000).message
-    assert isinstance(message, Submit)
-    assert message.last_worker == "w-9"
+    stream.on_interrupted(interrupted(0, worker="w-9"))
+    assert submitted(stream).last_worker == "w-9"
+    stream.on_interrupted(interrupted(1, worker=""))
+    assert submitted(stream).last_worker == "w-9"
 
 
 @pytest.mark.parametrize(("ended", "expected"), [((), 0), ((1,), ALL_CHOICES)])
@@ -195,7 +279,7 @@ def test_a_stop_string_drops_the_logprobs_of_what_it_drops() -> None:
 
 def test_tokens_without_the_logprobs_that_were_asked_for_are_not_taken() -> None:
     stream = new_stream(n=1, logprobs=1)
-    assert not stream.on_tokens(0, 0, 0, [0, 1])
+    assert stream.on_tokens(0, 0, 0, [0, 1]) is Gap.RESTART
     assert not stream.choices[0].ids
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sfllm_gateway.generation import Generation, Update, Usage
-from sfllm_gateway.link import OpenStream
 from sfllm_gateway.logprobs import Reporter, TokenReport, prompt_reports
 from sfllm_gateway.output import ChoiceOutput
+from sfllm_gateway.streams import OpenStream
 
 
 class Choice:

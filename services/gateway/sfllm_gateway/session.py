@@ -15,7 +15,6 @@ from typing import NamedTuple
 import structlog
 from starlette.types import Receive, Send
 
-from sfllm.errors import ErrorCode, ServiceError
 from sfllm.settings import GatewaySettings
 from sfllm_gateway.choice import Choice, cached_tokens
 from sfllm_gateway.failures import as_service_error
@@ -30,12 +29,12 @@ from sfllm_gateway.http_io import (
     error_json,
     send_answer,
 )
-from sfllm_gateway.link import OpenStream, SchedulerLink
+from sfllm_gateway.link import SchedulerLink
 from sfllm_gateway.meter import RequestMeter
 from sfllm_gateway.metrics import GatewayMetrics
 from sfllm_gateway.stream import Request
+from sfllm_gateway.streams import DEADLINE_GRACE_SECONDS, OpenStream
 
-DEADLINE_GRACE_SECONDS = 1.0
 STALLED_CLIENT_SECONDS = 60.0
 """A client that takes nothing for so long is cut off."""
 
@@ -130,11 +129,9 @@ class Session:
         return min(self._settings.keep_alive_seconds, DEADLINE_GRACE_SECONDS)
 
     def _watch_time(self, deadline: float) -> None:
-        """Once a second or more often: the deadline, a stream that is silent, a client that is stuck."""
+        """Once a second or more often: a stream that is silent, a client that is stuck."""
         now = time.monotonic()
         self._timer = self._loop.call_later(self._timer_seconds(), self._watch_time, deadline)
-        if now > deadline + DEADLINE_GRACE_SECONDS:
-            self.fail(ServiceError(ErrorCode.DEADLINE_EXCEEDED, "the request took longer than its deadline"))
         if self._sending_since is not None:
             last = min(self._sending_since + STALLED_CLIENT_SECONDS, deadline + DEADLINE_GRACE_SECONDS)
             if now > last:
