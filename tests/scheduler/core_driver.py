@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from sfllm.holdings import OpenChoice, digest
 from sfllm.messages import (
     ALL_CHOICES,
     Asset,
@@ -12,6 +13,7 @@ from sfllm.messages import (
     Capacity,
     Finished,
     GatewayBeat,
+    GatewayHeld,
     GatewayHello,
     Grant,
     GrantedRequest,
@@ -23,6 +25,7 @@ from sfllm.messages import (
     WorkerBeat,
     WorkerBye,
     WorkerFinished,
+    WorkerHeld,
     WorkerHello,
     WorkerWelcome,
 )
@@ -38,7 +41,8 @@ from sfllm_scheduler.core.events import (
     ToGateway,
     ToWorker,
 )
-from sfllm_scheduler.core.state import PolicyValues, Worker
+from sfllm_scheduler.core.state import PolicyValues
+from sfllm_scheduler.core.workers import Worker
 
 M = TypeVar("M", bound=Message)
 
@@ -184,11 +188,32 @@ class Driver:
         message = WorkerFinished(self.lease(peer), entry.gateway, finished(entry, choice, reason))
         self.send(FromWorker(peer, message))
 
-    def worker_beat(self, peer: bytes, running: int = 0) -> None:
-        self.send(FromWorker(peer, WorkerBeat(self.lease(peer), 1, running, 0, 100)))
+    def worker_beat(self, peer: bytes, held: Iterable[OpenChoice] | None = None) -> None:
+        """The worker beats: it holds what it should, or just these choices."""
+        mark = self.state_of(peer).digest if held is None else digest(held)
+        self.send(FromWorker(peer, WorkerBeat(self.lease(peer), 1, 0, 0, 100, mark)))
 
-    def gateway_beat(self, peer: bytes = GATEWAY) -> None:
-        self.send(FromGateway(peer, GatewayBeat(1)))
+    def gateway_beat(self, peer: bytes = GATEWAY, held: Iterable[OpenChoice] | None = None) -> None:
+        """The gateway beats: its open choices are those that it should have, or just these."""
+        mark = self.core.state.gateways[peer].digest if held is None else digest(held)
+        self.send(FromGateway(peer, GatewayBeat(1, mark)))
+
+    def worker_lists(self, peer: bytes, *held: OpenChoice, number: int | None = None) -> None:
+        """The worker answers the newest question, or an older one."""
+        gateways = tuple(dict.fromkeys(choice.gateway for choice in held))
+        columns = zip(
+            *[(gateways.index(c.gateway), c.handle, c.attempt, c.choice) for c in held], strict=True
+        )
+        arrays = tuple(map(as_array, "IQII", list(columns) or [()] * 4))
+        number = self.state_of(peer).asked if number is None else number
+        self.send(FromWorker(peer, WorkerHeld(self.lease(peer), number, gateways), arrays))
+
+    def gateway_lists(self, *held: OpenChoice, number: int | None = None) -> None:
+        """The gateway answers the newest question, or an older one."""
+        columns = list(zip(*[(c.handle, c.attempt, c.choice) for c in held], strict=True)) or [()] * 3
+        arrays = tuple(map(as_array, "QII", columns))
+        number = self.core.state.gateways[GATEWAY].asked if number is None else number
+        self.send(FromGateway(GATEWAY, GatewayHeld(number), arrays))
 
     def records(self, event: str) -> list[Record]:
         return [action for action in self.log if isinstance(action, Record) and action.event == event]

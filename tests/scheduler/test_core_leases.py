@@ -96,7 +96,7 @@ def test_a_worker_that_beats_stays_and_one_that_is_silent_is_lost(driver: Driver
     worker, handle = running_request(driver)
     for _ in range(5):
         driver.tick(2.0)
-        driver.worker_beat(worker, running=1)
+        driver.worker_beat(worker)
         driver.gateway_beat()
     assert driver.to_gateway(Interrupted) == []
     for _ in range(4):
@@ -112,7 +112,7 @@ def test_a_silent_gateway_is_forgotten_and_its_requests_are_cancelled(driver: Dr
     driver.submit(handle=99, priority=5, model="m")
     for _ in range(4):
         driver.tick(2.0)
-        driver.worker_beat(worker, running=1)
+        driver.worker_beat(worker)
     assert ForgetGateway(GATEWAY) in driver.log
     assert handle in [cancel.handle for cancel in driver.to_worker(WorkerCancel, worker)]
     assert driver.core.state.waiting_count == 0
@@ -158,16 +158,7 @@ def test_a_draining_worker_finishes_what_it_holds_and_gets_nothing_more(driver: 
 def test_a_worker_that_leaves_with_work_has_it_interrupted(driver: Driver) -> None:
     worker, handle = running_request(driver)
     driver.leave(worker)
-    assert driver.to_gateway(Interrupted) == [Interrupted(handle, 0, "bye", "W1")]
-
-
-def test_a_grant_that_never_arrived_is_interrupted_after_some_idle_beats(driver: Driver) -> None:
-    worker, handle = running_request(driver)
-    driver.worker_beat(worker)
-    driver.worker_beat(worker)
-    assert driver.to_gateway(Interrupted) == []
-    driver.worker_beat(worker)
-    assert driver.to_gateway(Interrupted) == [Interrupted(handle, 0, "grant_lost", "W1")]
+    assert driver.to_gateway(Interrupted) == [Interrupted(handle, 0, "drain", "W1")]
 
 
 def test_a_worker_with_other_content_under_a_served_name_is_told_to_leave(driver: Driver) -> None:

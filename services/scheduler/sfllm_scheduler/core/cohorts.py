@@ -15,8 +15,8 @@ from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator
 
 from sfllm_scheduler.core.requests import Rank, Request
-from sfllm_scheduler.core.state import Worker
 from sfllm_scheduler.core.waiting import PriorityClass, WaitingRequests
+from sfllm_scheduler.core.workers import Worker
 
 LOOK_AHEAD = 64
 """Requests of a band that are looked past when they do not fit, so that one decision stays cheap."""

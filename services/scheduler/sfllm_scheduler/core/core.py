@@ -8,6 +8,7 @@ from sfllm.messages import (
     GatewayBye,
     GatewayHeld,
     GatewayHello,
+    Message,
     Resend,
     Submit,
     WorkerBeat,
@@ -21,7 +22,8 @@ from sfllm.messages import (
     WorkerReturned,
     WorkerTokens,
 )
-from sfllm_scheduler.core import admission, leases, relay, routing
+from sfllm.wire import Array
+from sfllm_scheduler.core import admission, endings, leases, overdue, reconcile, relay, routing
 from sfllm_scheduler.core.events import (
     Action,
     Event,
@@ -34,6 +36,7 @@ from sfllm_scheduler.core.events import (
 )
 from sfllm_scheduler.core.integrity import check_integrity
 from sfllm_scheduler.core.state import PolicyValues, State
+from sfllm_scheduler.core.workers import Worker
 
 
 class SchedulerCore:
@@ -71,8 +74,8 @@ class SchedulerCore:
 
     def _tick(self, now: float) -> None:
         leases.sweep(self.state, now)
-        admission.reject_expired(self.state, now)
-        admission.reject_workerless(self.state, now)
+        overdue.reject_expired(self.state, now)
+        overdue.reject_workerless(self.state, now)
         routing.grant_all(self.state, now)
         leases.send_beats(self.state, now)
 
@@ -84,18 +87,20 @@ class SchedulerCore:
         match message:
             case GatewayHello():
                 leases.gateway_hello(state, peer, now)
-            case GatewayBeat() if gateway is None:
-                admission.answer_unknown_gateway(state, peer)
-            case GatewayBeat():
-                pass  # being heard was all
             case Submit():
                 admission.submit(state, peer, message, event.arrays, now)
-            case Cancel():
-                admission.cancel(state, peer, message, now)
-            case GatewayHeld() | Resend():
-                state.record("dropped", kind=type(message).__name__, gateway=peer.hex())
             case GatewayBye():
                 leases.gateway_lost(state, peer, "bye", now)
+            case _ if gateway is None:
+                admission.answer_unknown_gateway(state, peer)
+            case GatewayBeat():
+                reconcile.compare_gateway(state, gateway, message.digest)
+            case GatewayHeld():
+                reconcile.gateway_held(state, gateway, message, event.arrays, now)
+            case Cancel():
+                endings.cancel(state, peer, message, now)
+            case Resend():
+                reconcile.resend(state, gateway, message, now)
             case _:
                 raise TypeError(f"{type(message).__name__} is not a gateway's message")
 
@@ -107,25 +112,33 @@ class SchedulerCore:
         worker = state.workers.get(event.peer)
         if worker is None or worker.lease != getattr(message, "lease", None):
             state.record("dropped", kind=f"stale {type(message).__name__}", worker=event.peer.hex())
+            if isinstance(message, WorkerBeat):
+                leases.answer_stray_beat(state, event.peer, now)
             return
         worker.heard = now
+        self._from_leased(worker, message, event.arrays, now)
+
+    def _from_leased(self, worker: Worker, message: Message, arrays: tuple[Array, ...], now: float) -> None:
+        state = self.state
         match message:
             case WorkerTokens():
-                relay.tokens(state, worker, message, event.arrays)
+                relay.tokens(state, worker, message, arrays)
             case WorkerPromptLogprobs():
-                relay.prompt_logprobs(state, message, event.arrays)
+                relay.prompt_logprobs(state, message, arrays)
             case WorkerFinished():
                 relay.finished(state, worker, message, now)
             case WorkerBeat():
-                leases.worker_beat(state, worker, message, now)
+                reconcile.compare_worker(state, worker, message.digest)
             case WorkerFault():
                 relay.fault(state, worker, message, now)
             case WorkerDraining():
                 leases.worker_draining(state, worker, now)
-            case WorkerHeld() | WorkerReturned():
-                state.record("dropped", kind=type(message).__name__, worker=worker.worker_id)
+            case WorkerHeld():
+                reconcile.worker_held(state, worker, message, arrays, now)
+            case WorkerReturned():
+                relay.returned(state, worker, message, now)
             case WorkerBye():
-                leases.worker_lost(state, event.peer, "bye", now)
+                leases.worker_bye(state, worker, message.failure, now)
             case _:
                 raise TypeError(f"{type(message).__name__} is not a worker's message")
 

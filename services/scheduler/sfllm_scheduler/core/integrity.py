@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from sfllm_scheduler.core.state import HoldKey, InvariantError, Model, State, Worker
+from collections.abc import Iterable
+from functools import reduce
+from operator import xor
+
+from sfllm.holdings import OpenChoice, digest
+from sfllm_scheduler.core.requests import Request
+from sfllm_scheduler.core.state import Model, State
+from sfllm_scheduler.core.workers import HoldKey, InvariantError, Worker
 
 
 def check_integrity(state: State) -> None:
@@ -19,6 +26,10 @@ def check_integrity(state: State) -> None:
             holds = state.workers[request.worker].holds
             hold = holds.get(HoldKey(request.key, request.submit.attempt))
             _require(hold is not None and hold.request is request, f"{request.key} is held by nobody")
+        _check_choices(request)
+    for gateway in state.gateways.values():
+        held = _digest(gateway.requests.values())
+        _require(gateway.digest == held, f"{gateway.peer.hex()}: the digest is wrong")
     for worker in state.workers.values():
         _check_worker(state, worker)
     for model in state.models.values():
@@ -30,10 +41,23 @@ def _check_worker(state: State, worker: Worker) -> None:
     holds = worker.holds.values()
     _require(worker.used_slots == sum(hold.slots for hold in holds), f"{name}: slots do not add up")
     _require(worker.used_kv_tokens == sum(hold.kv_tokens for hold in holds), f"{name}: cache does not add up")
+    held = _digest(hold.request for hold in holds)
+    _require(worker.digest == held, f"{name}: the digest is wrong")
     _require(worker.free_slots >= 0 and worker.free_kv_tokens >= 0, f"{name}: over capacity")
     for key, hold in worker.holds.items():
-        _require(bool(hold.open_choices), f"{name}: nothing of {key} is open")
         _require(state.find(key.key) is hold.request, f"{name} holds {key}, which is not live")
+
+
+def _check_choices(request: Request) -> None:
+    """What is open, and whether the fingerprints are kept right."""
+    _require(bool(request.open), f"nothing of {request.key} is open")
+    for choice, fingerprint in request.open.items():
+        name = OpenChoice(*request.key, request.submit.attempt, choice)
+        _require(fingerprint == digest([name]), f"{name}: the fingerprint is wrong")
+
+
+def _digest(requests: Iterable[Request]) -> int:
+    return reduce(xor, (mark for request in requests for mark in request.open.values()), 0)
 
 
 def _check_model(model: Model) -> None:

@@ -11,16 +11,16 @@ from sfllm.messages import (
     GatewayWelcome,
     ModelCard,
     SchedulerBeat,
-    WorkerBeat,
     WorkerHello,
+    WorkerUnknown,
     WorkerWelcome,
 )
-from sfllm_scheduler.core.admission import interrupt
+from sfllm_scheduler.core.endings import interrupt
 from sfllm_scheduler.core.events import ForgetGateway, ForgetWorker, NeedAssets, ToGateway, ToWorker
-from sfllm_scheduler.core.state import MAX_MODELS, Gateway, Model, State, Worker
+from sfllm_scheduler.core.state import Gateway, Model, State
+from sfllm_scheduler.core.workers import Worker
 
-IDLE_BEATS_BEFORE_INTERRUPT = 3
-"""Beats of a worker that says it holds nothing, until what was granted to it counts as never arrived."""
+MAX_FAILURE_CHARACTERS = 500
 
 
 def gateway_hello(state: State, peer: bytes, now: float) -> None:
@@ -79,15 +79,21 @@ def worker_hello(state: State, peer: bytes, message: WorkerHello, now: float) ->
     state.announce_models()
 
 
-def worker_beat(state: State, worker: Worker, message: WorkerBeat, now: float) -> None:
-    """Note that a worker is alive, and whether it holds what it was granted."""
-    if message.running or message.waiting or not worker.holds:
-        worker.idle_beats = 0
-        return
-    worker.idle_beats += 1
-    if worker.idle_beats >= IDLE_BEATS_BEFORE_INTERRUPT:
-        worker.idle_beats = 0
-        _interrupt_held(state, worker, "grant_lost", now)
+def answer_stray_beat(state: State, peer: bytes, now: float) -> None:
+    """A beat without a valid lease: what that worker holds is not known here, and it should start over.
+
+    Unless a welcome was sent a moment ago: then that is under way.
+    """
+    worker = state.workers.get(peer)
+    if worker is None or now - worker.joined >= state.policy.beat_seconds:
+        state.emit(ToWorker(peer, WorkerUnknown(state.epoch)))
+
+
+def worker_bye(state: State, worker: Worker, failure: str, now: float) -> None:
+    """A worker leaves: it was drained, or `failure` says what broke it."""
+    if failure:
+        state.record("worker_failed", worker=worker.worker_id, failure=failure[:MAX_FAILURE_CHARACTERS])
+    worker_lost(state, worker.peer, "failed" if failure else "drain", now)
 
 
 def worker_draining(state: State, worker: Worker, now: float) -> None:
@@ -165,24 +171,11 @@ def _model_for(state: State, card: ModelCard, now: float) -> Model | None:
     """The model's entry, made or updated; None when live workers serve other content by that name."""
     model = state.models.get(card.name)
     if model is None:
-        if not _make_place(state):
-            return None
-        model = state.models[card.name] = Model(card, now)
-    elif model.card != card:
+        return state.add_model(card, now)
+    if model.card != card:
         same_content = (model.card.assets, model.card.vocab_size) == (card.assets, card.vocab_size)
         if model.workers and not same_content:
             return None
         model.card = card
         model.assets_ready = not card.assets or (model.assets_ready and same_content)
     return model
-
-
-def _make_place(state: State) -> bool:
-    """Forget a model that nobody serves or waits for when the table is full."""
-    if len(state.models) < MAX_MODELS:
-        return True
-    for name, model in state.models.items():
-        if not model.workers and not len(model.waiting):
-            del state.models[name]
-            return True
-    return False

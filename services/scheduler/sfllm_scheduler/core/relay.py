@@ -11,12 +11,15 @@ from sfllm.messages import (
     WorkerFault,
     WorkerFinished,
     WorkerPromptLogprobs,
+    WorkerReturned,
     WorkerTokens,
 )
 from sfllm.token_batch import check_columns
 from sfllm.wire import Array, WireError
+from sfllm_scheduler.core.endings import interrupt
 from sfllm_scheduler.core.requests import Key
-from sfllm_scheduler.core.state import HoldKey, State, Worker
+from sfllm_scheduler.core.state import State
+from sfllm_scheduler.core.workers import HoldKey, Worker
 
 _TOKENS = Tokens()
 
@@ -41,16 +44,25 @@ def finished(state: State, worker: Worker, message: WorkerFinished, now: float) 
     end = message.finished
     key = HoldKey(Key(message.gateway, end.handle), end.attempt)
     hold = worker.holds.get(key)
-    if hold is None or end.choice not in hold.open_choices:
+    if hold is None or end.choice not in hold.request.open:
         state.record("dropped", kind="finished", worker=worker.worker_id)
         return
     state.to_gateway(message.gateway, end)
-    hold.open_choices.discard(end.choice)
-    if hold.open_choices:
+    state.close_choice(hold.request, end.choice)
+    if hold.request.open:
         return
     request = state.release(worker, key)
     state.end(request, now)
     state.record("finished", request_id=request.submit.request_id, reason=end.reason)
+
+
+def returned(state: State, worker: Worker, message: WorkerReturned, now: float) -> None:
+    """A worker that leaves gives back what it has not begun."""
+    key = HoldKey(Key(message.gateway, message.handle), message.attempt)
+    if key not in worker.holds:
+        state.record("dropped", kind="returned", worker=worker.worker_id)
+        return
+    interrupt(state, state.release(worker, key), "drain", worker.worker_id, now)
 
 
 def fault(state: State, worker: Worker, message: WorkerFault, now: float) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from sfllm.holdings import OpenChoice, fingerprint
 from sfllm.messages import Submit
 from sfllm.wire import Array, as_array
 
@@ -49,9 +50,24 @@ class Request:
 
     `tokens` counts what must be prefilled: the prompt and the tokens of earlier attempts.
     `submitted` is when this attempt came, `rank` when the first one did. Times are in seconds.
+    `open` has the fingerprint of each choice that has not ended; `closed` says how many lists the
+    gateway had been asked for when a choice ended, and `asked` when the request was admitted.
     """
 
-    __slots__ = ("band", "generated", "key", "model", "prompt", "rank", "submit", "submitted", "worker")
+    __slots__ = (
+        "asked",
+        "band",
+        "closed",
+        "generated",
+        "key",
+        "model",
+        "open",
+        "prompt",
+        "rank",
+        "submit",
+        "submitted",
+        "worker",
+    )
 
     def __init__(
         self, key: Key, submit: Submit, arrays: Sequence[Array], model: str, rank: Rank, now: float
@@ -64,6 +80,11 @@ class Request:
         self.submitted = now
         self.band = band_of(self.tokens)
         self.worker: bytes | None = None
+        self.asked = 0
+        self.open = {
+            choice: fingerprint(OpenChoice(*key, submit.attempt, choice)) for choice in submit.choices
+        }
+        self.closed: dict[int, int] = {}
 
     @property
     def tokens(self) -> int:
@@ -74,6 +95,11 @@ class Request:
     def slots(self) -> int:
         """Sequences that it takes on a worker."""
         return len(self.submit.choices)
+
+    @property
+    def is_retry(self) -> bool:
+        """Whether an earlier attempt was lost."""
+        return self.submit.attempt > 0
 
     @property
     def priority(self) -> int:

@@ -8,7 +8,8 @@ from sfllm.messages import Grant, GrantedRequest
 from sfllm_scheduler.core.cohorts import POLICIES, Room
 from sfllm_scheduler.core.events import ToWorker
 from sfllm_scheduler.core.requests import Request
-from sfllm_scheduler.core.state import Model, State, Worker
+from sfllm_scheduler.core.state import Model, State
+from sfllm_scheduler.core.workers import Worker
 
 
 def grant_all(state: State, now: float) -> None:
@@ -48,7 +49,6 @@ def _grant(state: State, model: Model, worker: Worker, cohort: list[Request], no
     model.waiting.grant(cohort, state.policy.max_overtakes)
     state.waiting_count -= len(cohort)
     state.drain_rate.add(len(cohort), now)
-    worker.idle_beats = 0
     prompts, generated = array("I"), array("I")
     granted = []
     lengths = []

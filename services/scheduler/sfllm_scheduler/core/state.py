@@ -10,17 +10,20 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import reduce
+from operator import xor
 from typing import NamedTuple
 
 import msgspec
 
-from sfllm.messages import ALL_CHOICES, Capacity, Message, ModelCard, Models, ModelState, WorkerCancel
+from sfllm.messages import ALL_CHOICES, Message, ModelCard, Models, ModelState, WorkerCancel
 from sfllm.wire import Array
 from sfllm_scheduler.core.drain_rate import DrainRate
 from sfllm_scheduler.core.events import Action, Field, Happening, Record, ToGateway, ToWorker
 from sfllm_scheduler.core.expiry import Deadlines
 from sfllm_scheduler.core.requests import Key, Rank, Request
 from sfllm_scheduler.core.waiting import WaitingRequests
+from sfllm_scheduler.core.workers import HoldKey, Worker
 
 MAX_MODELS = 256
 MAX_RECENT = 8192
@@ -37,94 +40,19 @@ class PolicyValues(msgspec.Struct, frozen=True, kw_only=True):
     lease_seconds: float = 6.0
 
 
-class InvariantError(AssertionError):
-    """The tables contradict each other: a bug, never something that a peer can cause."""
-
-
-class HoldKey(NamedTuple):
-    """Names one attempt on a worker: an old and a new attempt can be there at once."""
-
-    key: Key
-    attempt: int
-
-
-class Hold:
-    """Room that a request takes on a worker, until the last of its open choices has ended."""
-
-    __slots__ = ("kv_tokens", "open_choices", "request", "slots")
-
-    def __init__(self, request: Request, slots: int, kv_tokens: int) -> None:
-        self.request = request
-        self.slots = slots
-        self.kv_tokens = kv_tokens
-        self.open_choices = set(request.submit.choices)
-
-
-class Worker:
-    """A worker, its lease and what it holds. `heard` is when it was last heard of."""
-
-    def __init__(self, peer: bytes, worker_id: str, card: ModelCard, capacity: Capacity, now: float) -> None:
-        self.peer = peer
-        self.worker_id = worker_id
-        self.card = card
-        self.capacity = capacity
-        self.lease = 0
-        self.heard = now
-        self.draining = False
-        self.idle_beats = 0
-        self.holds: dict[HoldKey, Hold] = {}
-        self.used_slots = 0
-        self.used_kv_tokens = 0
-
-    @property
-    def free_slots(self) -> int:
-        """Sequences that it could take now."""
-        return self.capacity.slots - self.used_slots
-
-    @property
-    def free_kv_tokens(self) -> int:
-        """Cache tokens that are not set aside."""
-        return self.capacity.kv_tokens - self.used_kv_tokens
-
-    def can_ever_run(self, request: Request) -> bool:
-        """Whether it could run this waiting request when it held nothing else."""
-        return (
-            request.least_kv_tokens <= self.capacity.kv_tokens and request.longest < self.card.max_model_len
-        )
-
-    def slots_for(self, request: Request) -> int:
-        """Sequences to set aside for it here; one with more choices runs them in several rounds."""
-        return min(request.slots, self.capacity.slots)
-
-    def charge(self, request: Request) -> int:
-        """Cache to set aside for it here; one larger than the worker gets all of it, alone."""
-        return min(request.kv_tokens, self.capacity.kv_tokens)
-
-    def hold(self, request: Request) -> None:
-        """Take the credits of a request that is about to be granted."""
-        hold = Hold(request, self.slots_for(request), self.charge(request))
-        self.holds[HoldKey(request.key, request.submit.attempt)] = hold
-        request.worker = self.peer
-        self.used_slots += hold.slots
-        self.used_kv_tokens += hold.kv_tokens
-        if self.free_slots < 0 or self.free_kv_tokens < 0:
-            raise InvariantError(f"worker {self.worker_id} was granted more than it has room for")
-
-    def release(self, key: HoldKey) -> Hold:
-        """Give back the credits of a request that ended here."""
-        hold = self.holds.pop(key)
-        self.used_slots -= hold.slots
-        self.used_kv_tokens -= hold.kv_tokens
-        return hold
-
-
 class Gateway:
-    """A gateway and its live requests by handle."""
+    """A gateway and its live requests by handle.
+
+    `digest` is of their open choices; `asked` and `answered` count lists, as those of a worker do.
+    """
 
     def __init__(self, peer: bytes, now: float) -> None:
         self.peer = peer
         self.heard = now
         self.requests: dict[int, Request] = {}
+        self.digest = 0
+        self.asked = 0
+        self.answered = 0
 
 
 class Model:
@@ -151,11 +79,15 @@ class Model:
 
 
 class Ended(NamedTuple):
-    """What is remembered of a request for a short while after it ended."""
+    """What is remembered of a request for a short while after it ended.
+
+    `asked` is how many lists its gateway had been asked for by then.
+    """
 
     attempt: int
     rank: Rank
     forget_at: float
+    asked: int
 
 
 class State:
@@ -201,20 +133,45 @@ class State:
             return self.models[name]
         return next((model for model in self.models.values() if name in model.card.aliases), None)
 
+    def add_model(self, card: ModelCard, now: float) -> Model | None:
+        """Make an entry for a model, in place of an unused one if there are many; None if all are in use."""
+        if len(self.models) >= MAX_MODELS:
+            unused = (name for name, model in self.models.items() if not model.workers and not model.waiting)
+            name = next(unused, None)
+            if name is None:
+                return None
+            del self.models[name]
+        model = self.models[card.name] = Model(card, now)
+        return model
+
     def enqueue(self, request: Request) -> None:
         """A new live request, waiting."""
         model = self.models[request.model]
-        self.gateways[request.key.gateway].requests[request.key.handle] = request
+        gateway = self.gateways[request.key.gateway]
+        gateway.requests[request.key.handle] = request
+        gateway.digest = reduce(xor, request.open.values(), gateway.digest)
+        request.asked = gateway.asked
         model.waiting.add(request)
         model.may_grant = True
         self.waiting_count += 1
 
+    def close_choice(self, request: Request, choice: int) -> None:
+        """One of several open choices has ended."""
+        gateway = self.gateways[request.key.gateway]
+        fingerprint = request.open.pop(choice)
+        request.closed[choice] = gateway.asked
+        gateway.digest ^= fingerprint
+        if request.worker is not None:
+            self.workers[request.worker].digest ^= fingerprint
+
     def end(self, request: Request, now: float) -> None:
         """Take a live request out of the tables. A worker that has it is told to cancel it."""
-        del self.gateways[request.key.gateway].requests[request.key.handle]
+        gateway = self.gateways[request.key.gateway]
+        del gateway.requests[request.key.handle]
+        gateway.digest = reduce(xor, request.open.values(), gateway.digest)
         attempt = request.submit.attempt
         self.deadlines.discard(request.key, attempt)
-        self.remember(request.key, Ended(attempt, request.rank, now + 2 * self.policy.lease_seconds))
+        self.remember(request.key, attempt, request.rank, now)
         if request.worker is None:
             model = self.models[request.model]
             model.waiting.remove(request)
@@ -235,9 +192,10 @@ class State:
             self.models[worker.card.name].may_grant = True
         return hold.request
 
-    def remember(self, key: Key, ended: Ended) -> None:
+    def remember(self, key: Key, attempt: int, rank: Rank, now: float) -> None:
         """Keep for a while that a request has ended, so that a repeated message is recognised."""
-        self.recent[key] = ended
+        forget_at = now + 2 * self.policy.lease_seconds
+        self.recent[key] = Ended(attempt, rank, forget_at, self.gateways[key.gateway].asked)
         self.recent.move_to_end(key)
         if len(self.recent) > MAX_RECENT:
             self.recent.popitem(last=False)

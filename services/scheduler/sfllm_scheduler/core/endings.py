@@ -1,0 +1,74 @@
+"""How a live request ends before its time: cancelled, rejected with an error, or interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sfllm.errors import ErrorCode
+from sfllm.messages import ALL_CHOICES, Cancel, Interrupted, Rejected, Submit, WorkerCancel
+from sfllm_scheduler.core.events import ToWorker
+from sfllm_scheduler.core.requests import Key, Request
+from sfllm_scheduler.core.state import State
+from sfllm_scheduler.core.workers import Worker
+
+
+def cancel(state: State, gateway: bytes, message: Cancel, now: float) -> None:
+    """The gateway wants no more of a request, or of one choice of it, wherever it is."""
+    request = state.find(Key(gateway, message.handle))
+    if request is not None and request.submit.attempt <= message.attempt:
+        choices = request.open if message.choice == ALL_CHOICES else (message.choice,)
+        cancel_choices(state, request, choices, message.reason, now)
+
+
+def cancel_choices(state: State, request: Request, choices: Iterable[int], reason: str, now: float) -> None:
+    """End those of the choices that are open, and the request when none other is."""
+    ending = [choice for choice in choices if choice in request.open]
+    if len(ending) == len(request.open):
+        state.end(request, now)
+        state.record("cancelled", request_id=request.submit.request_id, reason=reason[:200])
+        return
+    for choice in ending:
+        state.close_choice(request, choice)
+        if request.worker is None:
+            request.without_choice(choice)
+            state.models[request.model].may_grant = True
+        else:
+            cancel_at_worker(
+                state, state.workers[request.worker], request.key, request.submit.attempt, choice
+            )
+
+
+def cancel_at_worker(state: State, worker: Worker, key: Key, attempt: int, choice: int) -> None:
+    """Tell a worker to let go of one choice."""
+    state.emit(ToWorker(worker.peer, WorkerCancel(worker.lease, *key, attempt, choice)))
+
+
+def reject(
+    state: State,
+    request: Request,
+    code: ErrorCode,
+    message: str,
+    now: float,
+    retry_after_seconds: float | None = None,
+) -> None:
+    """End a live request with an error, wherever it is."""
+    state.end(request, now)
+    say_rejected(state, request.key, request.submit, code, message, retry_after_seconds)
+
+
+def say_rejected(
+    state: State, key: Key, submit: Submit, code: ErrorCode, message: str, retry_after_seconds: float | None
+) -> None:
+    """Tell a gateway that a request, which is in no table, has ended with an error."""
+    rejected = Rejected(submit.handle, submit.attempt, code, message, retry_after_seconds)
+    state.to_gateway(key.gateway, rejected)
+    state.record("rejected", request_id=submit.request_id[:200], reason=code, message=message)
+
+
+def interrupt(state: State, request: Request, cause: str, worker: str, now: float, suspects: int = 0) -> None:
+    """End an attempt that may be submitted again. `suspects` is explained at `Interrupted`."""
+    state.end(request, now)
+    submit = request.submit
+    message = Interrupted(submit.handle, submit.attempt, cause, worker, suspects)
+    state.to_gateway(request.key.gateway, message)
+    state.record("interrupted", request_id=submit.request_id, cause=cause, worker=worker, suspects=suspects)

@@ -1,0 +1,67 @@
+"""Why a request is not taken: it contradicts itself, or it is too large for what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sfllm.errors import ErrorCode
+from sfllm.messages import Submit
+from sfllm.wire import Array
+from sfllm_scheduler.core.requests import Request
+from sfllm_scheduler.core.state import Model
+
+MAX_CHOICES = 1024
+MAX_NAME_CHARACTERS = 256
+HANDLE_LIMIT = 2**64
+COUNT_LIMIT = 2**32
+
+
+class RefusedError(Exception):
+    """The request is answered with this error. `retry_after_seconds` is None when trying again is no use."""
+
+    def __init__(self, code: ErrorCode, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retry_after_seconds = retry_after_seconds
+
+
+def check_shape(message: Submit, arrays: Sequence[Array]) -> None:
+    """Refuse what cannot be right, so that no later arithmetic has to doubt it. Raises `RefusedError`."""
+    prompt, generated = arrays
+    choices, counts = message.choices, message.generated_counts
+    sound = (
+        len(prompt) > 0
+        and 0 < len(choices) <= MAX_CHOICES
+        and len(set(choices)) == len(choices) == len(counts)
+        and all(0 <= choice < COUNT_LIMIT for choice in choices)
+        and all(count >= 0 for count in counts)
+        and sum(counts) == len(generated)
+        and 0 <= message.handle < HANDLE_LIMIT
+        and 0 <= message.attempt < COUNT_LIMIT
+        and message.sampling.max_tokens >= 1
+        and max(len(message.request_id), len(message.last_worker)) <= MAX_NAME_CHARACTERS
+    )
+    if not sound:
+        raise RefusedError(ErrorCode.INVALID_REQUEST, "the request contradicts itself (counts and arrays)")
+
+
+def check_fits(model: Model, request: Request) -> None:
+    """Refuse what is too large for the model or for every worker that it has. Raises `RefusedError`.
+
+    A retry was not too large for the worker that it had, so it waits for such a worker to come back.
+    """
+    if request.longest >= model.card.max_model_len:
+        raise RefusedError(
+            ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+            f"{request.longest} tokens leave no room for output in the context of "
+            f"{model.card.max_model_len} tokens of {model.card.name}",
+        )
+    workers = model.workers.values()
+    if request.is_retry or not workers or any(worker.can_ever_run(request) for worker in workers):
+        return
+    room = max(worker.capacity.kv_tokens for worker in workers)
+    raise RefusedError(
+        ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+        f"the request needs a cache of {request.least_kv_tokens} tokens, but workers have {room}",
+    )
