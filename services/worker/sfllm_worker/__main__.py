@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from types import FrameType
 
 from sfllm import logs
 from sfllm.config import parse
 from sfllm.model_files import ModelFilesError
 from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
+from sfllm_worker.assembly import Parts, Worker, assemble
 
 SPINS_AT_A_BARRIER = "2000"
 """Threads that sleep at once make a decode step nearly twice as long; threads that spin without a
 bound, while another process has a core, make it ten times as long. docs/performance.md has the figures."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def _bound_spinning() -> None:
@@ -31,22 +35,44 @@ def main() -> int:
         known=[GatewaySettings, SchedulerSettings],
     )
     logs.setup("worker", settings.log_level, settings.log_format)
-    _bound_spinning()
-    # Imported after the arguments are checked, because torch takes a second: --help should not.
-    from sfllm_worker.load import ModelLoadError  # noqa: PLC0415 - see above
-    from sfllm_worker.startup import start  # noqa: PLC0415 - see above
-
+    for number in SIGNALS:
+        signal.signal(number, _stop_starting)
     try:
-        worker = start(settings)
-    except (ModelLoadError, ModelFilesError, ValueError, OSError) as error:
+        worker = assemble(settings, _build(settings))
+    except (ModelFilesError, ValueError, OSError) as error:
         print(f"sfllm_worker: {error}", file=sys.stderr)
         return 2  # as for a wrong flag: starting again would not help
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: worker.service.drain())
-    worker.service.run()
+    _drain_at_signal(worker)
+    code = worker.service.run()
     if worker.admin is not None:
         worker.admin.close()
-    return 0
+    return code
+
+
+def _build(settings: WorkerSettings) -> Parts:
+    """Imported only now: torch takes a second, which neither --help nor a mock should wait for."""
+    if settings.mock:
+        from sfllm_worker.mock.startup import build  # noqa: PLC0415 - see above
+    else:
+        _bound_spinning()
+        from sfllm_worker.startup import build  # noqa: PLC0415 - see above
+    return build(settings)
+
+
+def _stop_starting(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)  # nothing is held yet
+
+
+def _drain_at_signal(worker: Worker) -> None:
+    """The first signal drains. The second one ends the process, even within a step that hangs."""
+
+    def drain(_number: int, _frame: FrameType | None) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        worker.service.drain()
+
+    for number in SIGNALS:
+        signal.signal(number, drain)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from sfllm.messages import WorkerBeat
+
 CHECK_INTERVAL_SECONDS = 0.05
 STOP_TIMEOUT_SECONDS = 5.0
 
@@ -20,14 +22,17 @@ class Beater:
     """Owner of the thread. A context manager that the loop's thread enters around all of its work.
 
     Invariant: the link belongs to whoever has the lock. The loop has it always but for `covering`,
-    around a step, when it does not touch the link; only then the thread gets it.
+    around a step, when it does not touch the link; only then the thread gets it. The thread knows
+    nothing but the beat that it was given: what the worker holds does not change during a step.
     """
 
-    def __init__(self, beat_if_due: Callable[[float], None]) -> None:
-        self._beat_if_due = beat_if_due
+    def __init__(self, send: Callable[[WorkerBeat], None]) -> None:
+        self._send = send
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._in_step = threading.Event()
+        self._beat: WorkerBeat | None = None
+        self._interval = self._due = 0.0
         self._thread = threading.Thread(target=self._run, name="beater", daemon=True)
 
     def __enter__(self) -> None:
@@ -41,8 +46,12 @@ class Beater:
         self._thread.join(STOP_TIMEOUT_SECONDS)
 
     @contextlib.contextmanager
-    def covering(self) -> Iterator[None]:
-        """While inside, the thread beats."""
+    def covering(self, beat: WorkerBeat | None, due: float, interval: float) -> Iterator[None]:
+        """While inside, the thread sends `beat` at `due` and every `interval` seconds from then on.
+
+        `due` is in monotonic seconds. Without a beat it sends nothing.
+        """
+        self._beat, self._due, self._interval = beat, due, interval
         self._in_step.set()
         self._lock.release()
         try:
@@ -61,3 +70,8 @@ class Beater:
                         self._beat_if_due(time.monotonic())
                 finally:
                     self._lock.release()
+
+    def _beat_if_due(self, now: float) -> None:
+        if self._beat is not None and now >= self._due:
+            self._due = now + self._interval
+            self._send(self._beat)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from sfllm.holdings import OpenChoice, fingerprint
 from sfllm.messages import ALL_CHOICES, GrantedRequest
 from sfllm.wire import Array
 from sfllm_worker.engine.sequence import Sequence
@@ -46,11 +47,15 @@ class Stopped(NamedTuple):
 
 
 class Ledger:
-    """Owner of the held requests. Invariant: a request is held exactly while a choice of it is open."""
+    """Owner of the held requests. Invariant: a request is held exactly while a choice of it is open.
+
+    `digest` is that of all open choices, which beats carry.
+    """
 
     def __init__(self, max_sequences: int) -> None:
         self._max_sequences = max_sequences
         self._held: dict[RequestKey, HeldRequest] = {}
+        self.digest = 0
 
     def __len__(self) -> int:
         return len(self._held)
@@ -62,9 +67,14 @@ class Ledger:
         """The request, or None when it is not held."""
         return self._held.get(key)
 
-    def held_keys(self) -> list[RequestKey]:
+    def held(self) -> list[HeldRequest]:
         """Every held request."""
-        return list(self._held)
+        return list(self._held.values())
+
+    def clear(self) -> None:
+        """Hold nothing any more."""
+        self._held.clear()
+        self.digest = 0
 
     def accept(
         self, granted: GrantedRequest, prompt: list[int], generated: list[list[int]], now: float
@@ -88,6 +98,8 @@ class Ledger:
         for sequence in _sequences(key, granted, prompt, generated, self._max_sequences):
             held.sequences[sequence.choice] = sequence
         self._held[key] = held
+        for choice in held.open_choices:
+            self._toggle(held, choice)
         return held
 
     def track(self, sequence: Sequence) -> HeldRequest:
@@ -98,8 +110,9 @@ class Ledger:
         return held
 
     def finish(self, held: HeldRequest, choice: int) -> None:
-        """A choice ended by itself."""
-        held.open_choices.discard(choice)
+        """An open choice ended."""
+        held.open_choices.remove(choice)
+        self._toggle(held, choice)
         held.sequences.pop(choice, None)
         if not held.open_choices:
             del self._held[held.key]
@@ -112,6 +125,8 @@ class Ledger:
             return stopped
         if choice == ALL_CHOICES:
             stopped.sequences.extend(held.sequences.values())
+            for open_choice in held.open_choices:
+                self._toggle(held, open_choice)
             del self._held[key]
         elif choice in held.open_choices:
             self._cancel_choice(held, choice, stopped)
@@ -131,6 +146,10 @@ class Ledger:
         else:
             stopped.sequences.append(sequence)
         self.finish(held, choice)
+
+    def _toggle(self, held: HeldRequest, choice: int) -> None:
+        """A choice became open, or is open no more."""
+        self.digest ^= fingerprint(OpenChoice(held.key.gateway, held.key.handle, held.attempt, choice))
 
 
 def _sequences(
@@ -163,6 +182,8 @@ def split_grant(
     requests: tuple[GrantedRequest, ...], prompts: Array, outputs: Array
 ) -> Iterator[tuple[GrantedRequest, list[int], list[list[int]]]]:
     """The requests of a grant with their slices of its arrays. Raises ValueError when those do not fit."""
+    for request in requests:
+        _check(request)
     if sum(r.prompt_count for r in requests) != len(prompts):
         raise ValueError("the grant's prompt counts do not add up")
     if sum(sum(r.generated_counts) for r in requests) != len(outputs):
@@ -176,3 +197,15 @@ def split_grant(
             generated.append(outputs[output_at : output_at + count].tolist())
             output_at += count
         yield request, prompt, generated
+
+
+def _check(request: GrantedRequest) -> None:
+    """Raise ValueError when no sequences can be made of a request, or no answers to it sent."""
+    choices = request.choices
+    if not choices or len(set(choices)) != len(choices) or len(choices) != len(request.generated_counts):
+        raise ValueError(f"choices {choices} with {len(request.generated_counts)} output counts")
+    if min(request.prompt_count, *request.generated_counts) < 0:
+        raise ValueError("a count of tokens is negative")
+    numbers = (request.attempt, *choices)
+    if min(numbers) < 0 or max(numbers) >= 2**32 or not 0 <= request.handle < 2**64:
+        raise ValueError("a handle, attempt or choice is out of bounds")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sfllm.metrics import TOKEN_COUNT_BUCKETS, TOKEN_LATENCY_BUCKETS, Metrics
-from sfllm_worker.engine.engine import Engine, StepResult
+from sfllm_worker.engine.interface import EngineInterface, StepResult
 
 
 class WorkerMetrics:
@@ -51,16 +51,14 @@ class WorkerMetrics:
         self._step_tokens.observe(result.num_tokens)
         self._step_seconds.observe(seconds)
 
-    def state(self, engine: Engine) -> None:
+    def state(self, engine: EngineInterface) -> None:
         """Show what the engine holds now."""
-        planner = engine.planner
-        used = planner.pool.num_blocks - planner.pool.num_free
-        prefixes = planner.prefixes
-        self._prefix_queries.inc(prefixes.queried_tokens - self._seen_queries)
-        self._prefix_hits.inc(prefixes.hit_tokens - self._seen_hits)
-        self._seen_queries, self._seen_hits = prefixes.queried_tokens, prefixes.hit_tokens
-        self._running.set(len(planner.running))
-        self._waiting.set(len(planner.waiting))
-        self._kv_usage.set(used / planner.pool.num_blocks)
-        self._free_blocks.set(planner.pool.num_free)
-        self._used_blocks.set(used)
+        used_tokens = engine.kv_tokens - engine.free_kv_tokens
+        self._prefix_queries.inc(engine.prefix_queried_tokens - self._seen_queries)
+        self._prefix_hits.inc(engine.prefix_hit_tokens - self._seen_hits)
+        self._seen_queries, self._seen_hits = engine.prefix_queried_tokens, engine.prefix_hit_tokens
+        self._running.set(engine.num_running)
+        self._waiting.set(engine.num_waiting)
+        self._kv_usage.set(used_tokens / engine.kv_tokens)
+        self._free_blocks.set(engine.free_kv_tokens // engine.kv_block_tokens)
+        self._used_blocks.set(used_tokens // engine.kv_block_tokens)

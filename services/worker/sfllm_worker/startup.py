@@ -1,30 +1,27 @@
-"""From settings to a worker that is ready: model, cache, engine, card and link."""
+"""From settings to the parts of a worker that runs a model: model, cache, engine and card."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import structlog
 import torch
 
-from sfllm.admin import AdminServer
 from sfllm.asset_pull import asset_of
-from sfllm.messages import Capacity, GenerationDefaults, ModelCard, Sampling
-from sfllm.metrics import Metrics
+from sfllm.messages import GenerationDefaults, ModelCard, Sampling
 from sfllm.model_files import model_name, resolve_model
 from sfllm.settings import WorkerSettings
+from sfllm_worker.assembly import Parts
 from sfllm_worker.engine.engine import Engine
 from sfllm_worker.engine.planner import Limits
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.graphs.runner import EagerRunner
 from sfllm_worker.kv.cache import KVCache, bytes_per_block
-from sfllm_worker.link import SchedulerLink
 from sfllm_worker.load import LoadedModel, load_model
 from sfllm_worker.load.assets import GenerationDefaults as ModelDefaults
-from sfllm_worker.metrics import WorkerMetrics
-from sfllm_worker.service import WorkerService
 from sfllm_worker.sizing import (
     LARGEST_AUTOMATIC_BATCH,
     automatic_batch_size,
@@ -37,52 +34,22 @@ _log = structlog.get_logger()
 
 T = TypeVar("T")
 
-HEALTH_STALL_SECONDS = 60.0
-"""A loop that has not come around for so long is stuck: no step of a working model takes it."""
+WARM_UP_TOKENS = 16
 
 
-class Worker(NamedTuple):
-    """A worker that is ready to run, and its admin server if it has one."""
-
-    service: WorkerService
-    admin: AdminServer | None
-
-
-def start(settings: WorkerSettings) -> Worker:
-    """Load, size, warm up and connect. Raises ModelLoadError, ValueError or OSError with what to mend."""
+def build(settings: WorkerSettings) -> Parts:
+    """Load, size and warm up. Raises ModelLoadError, ValueError or OSError with what to mend."""
     phases: dict[str, float] = {}
     device = choose_device(settings.device)
     if device.type == "cpu" and settings.threads is not None:
         torch.set_num_threads(settings.threads)
     model = _timed(phases, "load", lambda: _load(settings, device))
     engine = _timed(phases, "cache", lambda: build_engine(settings, model, device))
-    _timed(phases, "warm_up", lambda: warm_up(engine))
+    token_seconds = _timed(phases, "warm_up", lambda: warm_up(engine))
     card = make_card(settings, model, engine)
-    capacity = Capacity(
-        slots=engine.planner.limits.max_sequences,
-        kv_tokens=engine.kv_tokens,
-        step_tokens=engine.planner.limits.max_step_tokens,
-    )
-    link = SchedulerLink(settings.worker_address, settings.asset_address, card, capacity, model.assets)
-    registry = Metrics(settings.metrics_prefix)
-    metrics = WorkerMetrics(registry, card.name, link.worker_id)
-    for phase, seconds in phases.items():
-        metrics.startup(phase, seconds)
-    metrics.state(engine)
-    service = WorkerService(engine, link, metrics, card.vocab_size, settings.drain_seconds)
-    admin = None
-    if settings.admin_port:
-        admin = AdminServer(settings.admin_host, settings.admin_port, registry, lambda: _problem(service))
-    _log.info(
-        "worker ready",
-        model=card.name,
-        device=str(device),
-        dtype=str(model.dtype).removeprefix("torch."),
-        kv_tokens=engine.kv_tokens,
-        max_model_len=card.max_model_len,
-        **{f"{phase}_seconds": round(seconds, 2) for phase, seconds in phases.items()},
-    )
-    return Worker(service, admin)
+    _log.info("model loaded", device=str(device), dtype=str(model.dtype).removeprefix("torch."))
+    step_tokens = engine.planner.limits.max_step_tokens
+    return Parts(engine, card, model.assets, step_tokens, token_seconds * step_tokens, phases)
 
 
 def _timed(phases: dict[str, float], name: str, work: Callable[[], T]) -> T:
@@ -126,12 +93,21 @@ def build_engine(settings: WorkerSettings, model: LoadedModel, device: torch.dev
     return Engine(EagerRunner(model.decoder, kv), kv, limits, model.eos_token_ids, max_model_len, device)
 
 
-def warm_up(engine: Engine) -> None:
-    """Run a prefill and a decode, so that the first request does not pay for lazy initialisation."""
-    prompt = [0] * min(16, engine.max_model_len - 2)
-    engine.add(Sequence("warm-up", 0, prompt, len(prompt), Sampling(max_tokens=2, seed=0, ignore_eos=True)))
-    while engine.has_work:
-        engine.step()
+def warm_up(engine: Engine) -> float:
+    """Run prefills and decodes, so that the first request does not pay for lazy initialisation.
+
+    Returns the seconds that a token took in the fastest step, which is a prefill after the first.
+    """
+    fastest = math.inf
+    for token in range(2):
+        prompt = [token] * min(WARM_UP_TOKENS, engine.max_model_len - 2)
+        sampling = Sampling(max_tokens=2, seed=0, ignore_eos=True)
+        engine.add(Sequence("warm-up", 0, prompt, len(prompt), sampling))
+        while engine.has_work:
+            started = time.monotonic()
+            result = engine.step()
+            fastest = min(fastest, (time.monotonic() - started) / max(1, result.num_tokens))
+    return fastest
 
 
 def make_card(settings: WorkerSettings, model: LoadedModel, engine: Engine) -> ModelCard:
@@ -155,8 +131,3 @@ def make_card(settings: WorkerSettings, model: LoadedModel, engine: Engine) -> M
             defaults.repetition_penalty,
         ),
     )
-
-
-def _problem(service: WorkerService) -> str | None:
-    silent = time.monotonic() - service.turned_at
-    return f"the loop has not turned for {silent:.0f} s" if silent > HEALTH_STALL_SECONDS else None

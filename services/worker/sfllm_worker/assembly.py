@@ -1,0 +1,81 @@
+"""From an engine and its card to a worker that is ready to run: link, protocol, metrics, admin server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import structlog
+
+from sfllm.admin import AdminServer
+from sfllm.messages import Capacity, ModelCard, WorkerHello
+from sfllm.metrics import Metrics
+from sfllm.settings import WorkerSettings
+from sfllm.sockets import random_identity
+from sfllm_worker.engine.interface import EngineInterface
+from sfllm_worker.link import SchedulerLink
+from sfllm_worker.metrics import WorkerMetrics
+from sfllm_worker.protocol import WorkerProtocol
+from sfllm_worker.service import WorkerService
+from sfllm_worker.watchdog import Watchdog
+
+_log = structlog.get_logger()
+
+
+class Parts(NamedTuple):
+    """What a worker needs of a model, or of what stands in for one.
+
+    `assets` are the files that gateways need, by name. `step_seconds` is how long a step of
+    `step_tokens` tokens is expected to take, `phases` how long each phase of the start took.
+    """
+
+    engine: EngineInterface
+    card: ModelCard
+    assets: Mapping[str, bytes]
+    step_tokens: int
+    step_seconds: float
+    phases: Mapping[str, float] = {}
+
+
+class Worker(NamedTuple):
+    """A worker that is ready to run, and its admin server if it has one."""
+
+    service: WorkerService
+    admin: AdminServer | None
+
+
+def assemble(settings: WorkerSettings, parts: Parts) -> Worker:
+    """Connect. Raises OSError when the admin port is taken."""
+    engine, card = parts.engine, parts.card
+    identity = random_identity(b"w-")
+    hello = WorkerHello(
+        worker_id=identity.decode(),
+        card=card,
+        capacity=Capacity(engine.max_sequences, engine.kv_tokens, parts.step_tokens),
+    )
+    registry = Metrics(settings.metrics_prefix)
+    metrics = WorkerMetrics(registry, card.name, hello.worker_id)
+    for phase, seconds in parts.phases.items():
+        metrics.startup(phase, seconds)
+    metrics.state(engine)
+    service = WorkerService(
+        engine,
+        WorkerProtocol(engine, hello, settings.drain_seconds),
+        SchedulerLink(settings.worker_address, settings.asset_address, identity, parts.assets),
+        metrics,
+        Watchdog(settings.step_timeout_seconds, parts.step_seconds),
+    )
+    admin = None
+    if settings.admin_port:
+        admin = AdminServer(
+            settings.admin_host, settings.admin_port, registry, service.problem, service.unready
+        )
+    _log.info(
+        "worker ready",
+        model=card.name,
+        worker_id=hello.worker_id,
+        kv_tokens=engine.kv_tokens,
+        max_model_len=card.max_model_len,
+        **{f"{phase}_seconds": round(seconds, 2) for phase, seconds in parts.phases.items()},
+    )
+    return Worker(service, admin)

@@ -1,0 +1,112 @@
+"""What the rest of the worker needs of an engine, without torch: sequences in, what came of a step out.
+
+`engine.py` runs a model, `mock/engine.py` makes tokens up.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, Protocol
+
+from sfllm.token_batch import NO_LOGPROBS, Logprobs
+from sfllm_worker.engine.sequence import Sequence
+
+FinishReason = Literal["stop", "length", "fault"]
+
+
+class Progress(NamedTuple):
+    """What a step did to one sequence: a new token, its end, or both.
+
+    `token` is None when the token that ended it is not part of the output (`stop_token_id` then
+    says which it was) or when the model's output was not finite ("fault").
+    """
+
+    sequence: Sequence
+    token: int | None
+    finish: FinishReason | None = None
+    stop_token_id: int = -1
+    logprobs: Logprobs = NO_LOGPROBS
+
+
+class PromptReport(NamedTuple):
+    """Log probabilities of a sequence's prompt tokens `start ..`."""
+
+    sequence: Sequence
+    start: int
+    logprobs: Logprobs
+
+
+class StepResult(NamedTuple):
+    """Everything that changed in a step.
+
+    `seconds` is how long the step is to take at least: 0 for an engine that computes. The caller
+    of an engine that makes tokens up waits for the rest of it before it looks at anything else.
+    """
+
+    progress: list[Progress]
+    prompt_reports: list[PromptReport]
+    admitted: list[Sequence]
+    preempted: int
+    num_tokens: int
+    seconds: float = 0.0
+
+
+class EngineInterface(Protocol):
+    """Continuous batching over a paged KV cache. Knows nothing of sockets, clocks or requests.
+
+    A sequence belongs to the engine from `add` until a step says that it finished, or `cancel`.
+    A step that raises leaves the engine in no usable state.
+    """
+
+    @property
+    def max_sequences(self) -> int:
+        """The most sequences in a step."""
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the cache holds in all."""
+
+    @property
+    def free_kv_tokens(self) -> int:
+        """Tokens that the free blocks hold."""
+
+    @property
+    def kv_block_tokens(self) -> int:
+        """Tokens in one block."""
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that have blocks."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that were added, or preempted, and wait for room."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a sequence to advance."""
+
+    @property
+    def prefix_queried_tokens(self) -> int:
+        """Tokens that were looked up in the prefix cache so far."""
+
+    @property
+    def prefix_hit_tokens(self) -> int:
+        """Tokens that were found there so far."""
+
+    def fits(self, num_tokens: int) -> bool:
+        """Whether a sequence of so many tokens can be added: at least one more must have room."""
+
+    def add(self, sequence: Sequence) -> None:
+        """Take a sequence. Raises ValueError when it does not fit."""
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Forget a sequence and free its blocks."""
+
+    def cancel_fork(self, sequence: Sequence, choice: int) -> None:
+        """Forget a choice that has not branched off `sequence` yet."""
+
+    def step(self) -> StepResult:
+        """Run one step over whatever can run, and say what came of it."""
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless blocks in use are those that sequences refer to."""

@@ -1,0 +1,140 @@
+"""What engines have in common: a planner's view of sequences, and the rules by which one ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import NamedTuple
+
+from sfllm.token_batch import Logprobs
+from sfllm_worker.engine.interface import Progress
+from sfllm_worker.engine.planner import Limits, Planner, Row, StepPlan
+from sfllm_worker.engine.sequence import Sequence
+from sfllm_worker.kv.block_pool import BlockPool
+
+
+class PlannedEngine:
+    """Owner of the planner: all of an `EngineInterface` but its `step`.
+
+    `num_blocks` counts the padding block. `eos_token_ids` end a sequence unless it ignores them; no
+    sequence grows beyond `max_model_len` tokens.
+    """
+
+    def __init__(self, limits: Limits, num_blocks: int, eos_token_ids: Seq[int], max_model_len: int) -> None:
+        self.planner = Planner(limits, BlockPool(num_blocks))
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.max_model_len = max_model_len
+
+    @property
+    def max_sequences(self) -> int:
+        """The most sequences in a step."""
+        return self.planner.limits.max_sequences
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a sequence to advance."""
+        return self.planner.has_work
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that have blocks."""
+        return len(self.planner.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that were added, or preempted, and wait for room."""
+        return len(self.planner.waiting)
+
+    @property
+    def kv_block_tokens(self) -> int:
+        """Tokens in one block."""
+        return self.planner.limits.block_size
+
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the cache holds in all."""
+        return self.planner.pool.num_blocks * self.planner.limits.block_size
+
+    @property
+    def free_kv_tokens(self) -> int:
+        """Tokens that the free blocks hold."""
+        return self.planner.pool.num_free * self.planner.limits.block_size
+
+    @property
+    def prefix_queried_tokens(self) -> int:
+        """Tokens that were looked up in the prefix cache so far."""
+        return self.planner.prefixes.queried_tokens
+
+    @property
+    def prefix_hit_tokens(self) -> int:
+        """Tokens that were found there so far."""
+        return self.planner.prefixes.hit_tokens
+
+    def fits(self, num_tokens: int) -> bool:
+        """Whether a sequence of so many tokens can be added: at least one more must have room."""
+        return 0 < num_tokens < self.max_model_len
+
+    def add(self, sequence: Sequence) -> None:
+        """Take a sequence of 1 .. max_model_len - 1 tokens. Raises ValueError for any other length."""
+        if not self.fits(len(sequence.tokens)):
+            raise ValueError(f"{len(sequence.tokens)} tokens do not fit a context of {self.max_model_len}")
+        self.planner.add(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Forget a sequence and free its blocks."""
+        self.planner.remove(sequence)
+
+    def cancel_fork(self, sequence: Sequence, choice: int) -> None:
+        """Forget a choice that has not branched off `sequence` yet."""
+        self.planner.drop_fork(sequence, choice)
+
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless blocks in use are those that sequences refer to."""
+        self.planner.check_integrity()
+
+    def _branches(self, sequence: Sequence) -> list[Sequence]:
+        """A sequence that is fully computed, and the choices that branch off it now."""
+        return [sequence, *(self.planner.fork(sequence, choice) for choice in sequence.fork_choices)]
+
+    def _banned(self, sequence: Sequence) -> tuple[int, ...]:
+        """Tokens that may not come next: those that would end a sequence below its `min_tokens`."""
+        sampling = sequence.sampling
+        too_short = sampling.min_tokens and sequence.generated < sampling.min_tokens
+        return self.eos_token_ids + sampling.stop_token_ids if too_short else ()
+
+    def _advance_by(self, sequence: Sequence, token: int, logprobs: Logprobs) -> Progress:
+        """`token` comes next: the sequence ends with it, ends before it or goes on."""
+        sampling = sequence.sampling
+        is_eos = token in self.eos_token_ids and not sampling.ignore_eos
+        if is_eos or token in sampling.stop_token_ids:
+            self.planner.remove(sequence)
+            return Progress(sequence, None, "stop", token)
+        sequence.tokens.append(token)
+        if sequence.generated >= sampling.max_tokens or len(sequence.tokens) >= self.max_model_len:
+            self.planner.remove(sequence)
+            return Progress(sequence, token, "length", logprobs=logprobs)
+        return Progress(sequence, token, logprobs=logprobs)
+
+
+class PromptSpan(NamedTuple):
+    """Prompt tokens `start .. start + num_tokens` of a sequence, whose log probabilities a step gives."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+
+
+def prompt_spans(plan: StepPlan) -> list[PromptSpan]:
+    """The prompt tokens that a planned step predicts and whose log probabilities are wanted."""
+    return [
+        span
+        for row in plan.rows
+        if row.sequence.sampling.prompt_logprobs >= 0 and (span := _prompt_span(row)) is not None
+    ]
+
+
+def _prompt_span(row: Row) -> PromptSpan | None:
+    """The prompt tokens that a row predicts and that were not reported yet."""
+    sequence, num_tokens = row
+    start = max(sequence.reported_prompt, sequence.computed + 1)
+    end = min(sequence.prompt_count, sequence.computed + num_tokens + 1)
+    return PromptSpan(sequence, start, end - start) if start < end else None

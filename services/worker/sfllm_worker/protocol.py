@@ -1,0 +1,300 @@
+"""The worker's side of the link to its scheduler, pure: messages and times in, messages out.
+
+It joins with a hello and works under the lease that the welcome gives. Every beat carries a digest of
+the choices that it holds; where the scheduler has another one it asks for the list and says what is to
+go. When the scheduler is lost, silent or does not know this worker, all that is held is dropped and
+the next hello begins anew: gateways submit again what they still want.
+"""
+
+from __future__ import annotations
+
+import structlog
+
+from sfllm.errors import ErrorCode
+from sfllm.messages import (
+    ALL_CHOICES,
+    Drain,
+    Grant,
+    GrantedRequest,
+    ListHeld,
+    Message,
+    SchedulerBeat,
+    WorkerBeat,
+    WorkerBye,
+    WorkerCancel,
+    WorkerDraining,
+    WorkerFault,
+    WorkerHello,
+    WorkerResend,
+    WorkerReturned,
+    WorkerUnknown,
+    WorkerWelcome,
+)
+from sfllm.wire import Array
+from sfllm_worker.engine.interface import EngineInterface, StepResult
+from sfllm_worker.ledger import HeldRequest, Ledger, RequestKey, split_grant
+from sfllm_worker.protocol_checks import problem_of
+from sfllm_worker.protocol_results import ClearOutbox, Outgoing, held_list, resend, tell
+
+__all__ = ["ClearOutbox", "Outgoing", "WorkerProtocol"]
+
+_log = structlog.get_logger()
+
+HELLO_INTERVAL_SECONDS = 1.0
+
+
+class WorkerProtocol:
+    """Owner of the lease, the ledger and what the engine holds.
+
+    Invariants: `lease` is None exactly while the scheduler has not (again) welcomed this worker, and
+    then nothing is held; every sequence in the engine belongs to a request in the ledger, and the
+    other way round, but for the time between a step and its `publish`. Times are monotonic seconds.
+    """
+
+    def __init__(self, engine: EngineInterface, hello: WorkerHello, drain_seconds: float = 30.0) -> None:
+        self._engine = engine
+        self._hello = hello
+        self._drain_seconds = drain_seconds
+        self._ledger = Ledger(engine.max_sequences)
+        self._outgoing: list[Outgoing | ClearOutbox] = []
+        self._welcome: WorkerWelcome | None = None
+        self._heard_at = 0.0
+        self._next_hello = float("-inf")
+        self.next_beat = 0.0
+        """When the next beat is due."""
+        self._steps = 0
+        self._draining_until: float | None = None
+        self._drain_is_over = False
+        self._has_left = False
+
+    @property
+    def lease(self) -> int | None:
+        """The number under which the scheduler believes this worker; None before it has a welcome."""
+        return self._welcome.lease if self._welcome is not None else None
+
+    @property
+    def beat_seconds(self) -> float:
+        """How often to beat under the present lease; 0 without one."""
+        return self._welcome.beat_seconds if self._welcome is not None else 0.0
+
+    @property
+    def held_requests(self) -> int:
+        """How many requests are held."""
+        return len(self._ledger)
+
+    @property
+    def digest(self) -> int:
+        """The digest of all open choices."""
+        return self._ledger.digest
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is taken."""
+        return self._draining_until is not None
+
+    @property
+    def drained(self) -> bool:
+        """Whether it was told to drain, and has finished or run out of time: `leave` is next."""
+        return self.draining and (self._drain_is_over or not self._ledger)
+
+    def take_outgoing(self) -> list[Outgoing | ClearOutbox]:
+        """What is to be sent since the last call, in order."""
+        outgoing, self._outgoing = self._outgoing, []
+        return outgoing
+
+    def handle(self, message: Message, arrays: tuple[Array, ...], now: float) -> None:
+        """Take a message of the scheduler. Read all that came before `tick`, or a lease ends too early."""
+        if self._has_left:
+            return
+        self._heard_at = now
+        match message:
+            case WorkerWelcome():
+                self._join(message, now)
+            case WorkerUnknown() if self._welcome is not None:
+                self.lose("it does not know this worker", now)
+            case SchedulerBeat() if self._welcome is not None and message.epoch != self._welcome.epoch:
+                self.lose("it was restarted", now)
+            case ListHeld() if self._welcome is not None:
+                self._outgoing.append(held_list(self._ledger, self._welcome.lease, message.number))
+            case Grant() | WorkerCancel() | WorkerResend() | Drain():
+                if self.lease is not None and message.lease == self.lease:
+                    self._obey(message, arrays, message.lease, now)
+            case _:
+                pass  # a beat, or what concerns a lease that is gone
+
+    def tick(self, now: float) -> None:
+        """Do what is due: hello, beat, the end of the lease, the end of a drain."""
+        if self._has_left:
+            return
+        if self._welcome is not None and now - self._heard_at >= self._welcome.lease_seconds:
+            self.lose("no beat within the lease", now)
+        if self._draining_until is not None and now >= self._draining_until:
+            self._drain_is_over = True
+        if self._welcome is None:
+            self._say_hello_if_due(now)
+        elif now >= self.next_beat:
+            self.next_beat = now + self._welcome.beat_seconds
+            if self.draining:
+                self._send(WorkerDraining(self._welcome.lease))  # again: the first may be lost
+            self._send(self._beat(self._welcome.lease))
+
+    def seconds_to_timer(self, now: float) -> float:
+        """How long the caller may wait for messages before something is due."""
+        if self._welcome is None:
+            due = [] if self.draining else [self._next_hello]
+        else:
+            due = [self.next_beat, self._heard_at + self._welcome.lease_seconds]
+        if self._draining_until is not None:
+            due.append(self._draining_until)
+        return max(0.0, min(due) - now)
+
+    def beat(self) -> WorkerBeat | None:
+        """What to tell the scheduler while a step runs; None without a lease."""
+        return None if self.lease is None else self._beat(self.lease)
+
+    def publish(self, result: StepResult, started: float, ended: float) -> None:
+        """Say what came of the engine's step, which nothing else may come between."""
+        self._steps += 1
+        if not (result.admitted or result.prompt_reports or result.progress):
+            return
+        assert self.lease is not None, "without a lease nothing is held"
+        told = tell(result, self._ledger, self.lease, started, ended)
+        self._outgoing += told.messages
+        for held in told.faulted:
+            self._cancel(held.key, held.attempt, ALL_CHOICES)
+            self._fault(held, ErrorCode.ENGINE_FAILURE, "the model's output was not finite", self.lease)
+
+    def check_idle(self) -> None:
+        """Raise AssertionError unless everything is free while the engine has no work."""
+        self._engine.check_integrity()
+        assert not self._ledger, "requests are held that no sequence serves"
+
+    def drain(self, now: float) -> None:
+        """Finish what has begun, give back the rest, take no more. Repeated calls do nothing."""
+        if self.draining or self._has_left:
+            return
+        self._draining_until = now + self._drain_seconds
+        if self.lease is not None:
+            self._send(WorkerDraining(self.lease))
+            for held in self._ledger.held():
+                if held.admitted_at is None:
+                    self._cancel(held.key, held.attempt, ALL_CHOICES)
+                    self._send(WorkerReturned(self.lease, *held.key, held.attempt))
+        _log.info("draining", held_requests=len(self._ledger))
+
+    def leave(self, failure: str) -> None:
+        """Say goodbye; nothing is done after it. `failure` is empty after a drain.
+
+        After a failure the engine is not touched again, for it may be in any state.
+        """
+        if self.lease is None:
+            self._outgoing = [ClearOutbox()]
+        else:
+            self._send(WorkerBye(self.lease, failure))
+        if not failure:
+            self._drop_everything()
+        self._ledger.clear()
+        self._welcome = None
+        self._has_left = True
+
+    def lose(self, reason: str, now: float) -> None:
+        """The lease is void, or its messages cannot be sent any more: drop everything, join again."""
+        _log.warning("lost the scheduler", reason=reason, lease=self.lease, held_requests=len(self._ledger))
+        self._drop_everything()
+        self._welcome = None
+        self._next_hello = now
+        self._outgoing = [ClearOutbox()]
+
+    def _join(self, welcome: WorkerWelcome, now: float) -> None:
+        known = self._welcome
+        if known is not None and welcome.epoch == known.epoch and welcome.lease <= known.lease:
+            return  # it came twice, or late
+        self._drop_everything()
+        self._welcome = welcome
+        self.next_beat = now
+        self._outgoing = [ClearOutbox()]
+        if self.draining:
+            self._send(WorkerDraining(welcome.lease))
+        _log.info("joined the scheduler", worker_id=self._hello.worker_id, lease=welcome.lease)
+
+    def _say_hello_if_due(self, now: float) -> None:
+        if now >= self._next_hello and not self.draining:
+            self._next_hello = now + HELLO_INTERVAL_SECONDS
+            self._outgoing = [ClearOutbox()]
+            self._send(self._hello)
+
+    def _beat(self, lease: int) -> WorkerBeat:
+        engine = self._engine
+        return WorkerBeat(
+            lease=lease,
+            step=self._steps,
+            running=engine.num_running,
+            waiting=engine.num_waiting,
+            free_kv_tokens=engine.free_kv_tokens,
+            digest=self._ledger.digest,
+        )
+
+    def _obey(
+        self,
+        message: Grant | WorkerCancel | WorkerResend | Drain,
+        arrays: tuple[Array, ...],
+        lease: int,
+        now: float,
+    ) -> None:
+        match message:
+            case Grant():
+                self._accept(message, arrays, now)
+            case WorkerCancel():
+                self._cancel(RequestKey(message.gateway, message.handle), message.attempt, message.choice)
+            case WorkerResend():
+                held = self._ledger.get(RequestKey(message.gateway, message.handle))
+                if held is not None and held.attempt == message.attempt:
+                    again = resend(held, message.choice, message.start, lease)
+                    self._outgoing += [again] if again is not None else []
+            case Drain():
+                self.drain(now)
+
+    def _accept(self, grant: Grant, arrays: tuple[Array, ...], now: float) -> None:
+        try:
+            requests = list(split_grant(grant.requests, *arrays))
+        except ValueError as error:
+            _log.error("malformed grant", error=str(error))
+            return
+        for granted, prompt, generated in requests:
+            key = RequestKey(granted.gateway, granted.handle)
+            self._cancel(key, granted.attempt - 1, ALL_CHOICES)
+            if not self.draining:
+                held = self._ledger.accept(granted, prompt, generated, now)
+                if held is not None:
+                    self._start(held, granted, grant.lease)
+            elif self._ledger.get(key) is None:
+                self._send(WorkerReturned(grant.lease, *key, granted.attempt))
+
+    def _start(self, held: HeldRequest, granted: GrantedRequest, lease: int) -> None:
+        sequences = list(held.sequences.values())
+        token_lists = [sequence.tokens for sequence in sequences]
+        problem = problem_of(granted, token_lists, self._engine, self._hello.card.vocab_size)
+        if problem is not None:
+            self._ledger.cancel(held.key, held.attempt, ALL_CHOICES)
+            self._fault(held, ErrorCode.INVALID_REQUEST, problem, lease)
+            return
+        for sequence in sequences:
+            self._engine.add(sequence)
+
+    def _cancel(self, key: RequestKey, attempt: int, choice: int) -> None:
+        stopped = self._ledger.cancel(key, attempt, choice)
+        for sequence in stopped.sequences:
+            self._engine.cancel(sequence)
+        for sequence, fork in stopped.forks:
+            self._engine.cancel_fork(sequence, fork)
+
+    def _drop_everything(self) -> None:
+        for held in self._ledger.held():
+            self._cancel(held.key, held.attempt, ALL_CHOICES)
+
+    def _fault(self, held: HeldRequest, code: ErrorCode, reason: str, lease: int) -> None:
+        _log.warning("request failed", request_id=held.request_id, reason=reason)
+        self._send(WorkerFault(lease, *held.key, held.attempt, code.value, reason))
+
+    def _send(self, message: Message, *arrays: Array) -> None:
+        self._outgoing.append(Outgoing(message, arrays))
