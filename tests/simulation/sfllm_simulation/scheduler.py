@@ -1,0 +1,117 @@
+"""The scheduler's process: the core, and a loop around it like the live one's."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from sfllm import wire
+from sfllm.messages import GATEWAY_TO_SCHEDULER, WORKER_TO_SCHEDULER, Interrupted, ListHeld
+from sfllm_scheduler.core.core import SchedulerCore
+from sfllm_scheduler.core.events import (
+    Action,
+    Event,
+    FromGateway,
+    FromWorker,
+    GatewayUnreachable,
+    ModelReady,
+    NeedAssets,
+    Record,
+    Tick,
+    ToGateway,
+    ToWorker,
+    WorkerUnreachable,
+)
+from sfllm_scheduler.core.state import PolicyValues
+
+from .agenda import Agenda
+from .network import Frames, Link
+from .process import Process, encoded
+
+TURN_SECONDS = 0.05
+"""Without messages the live loop turns as often."""
+
+_decode_gateway = wire.decoder(GATEWAY_TO_SCHEDULER)
+_decode_worker = wire.decoder(WORKER_TO_SCHEDULER)
+
+
+class Scheduler(Process):
+    """A core that is checked after everything it did. `links` are the connections that it has now.
+
+    `asked_at` is when it last found that a peer holds something else than it thinks; `suspected` counts how
+    often a request was the only one that a worker can have died of.
+    """
+
+    def __init__(
+        self,
+        agenda: Agenda,
+        policy: PolicyValues,
+        epoch: int,
+        clock_offset: float,
+        links: dict[bytes, Link],
+        on_record: Callable[[Record], None],
+    ) -> None:
+        super().__init__(agenda, "scheduler", clock_offset)
+        self.core = SchedulerCore(policy, epoch)
+        self.asked_at = 0.0
+        self.suspected: dict[tuple[bytes, int], int] = {}
+        self._links = links
+        self._on_record = on_record
+        self.every(TURN_SECONDS, lambda: self._handle(Tick()))
+
+    def from_gateway(self, peer: bytes, frames: Frames) -> None:
+        """A message arrived."""
+        message, arrays = _decode_gateway(frames)
+        self.do(lambda: self._handle(FromGateway(peer, message, arrays)))
+
+    def from_worker(self, peer: bytes, frames: Frames) -> None:
+        """A message arrived."""
+        message, arrays = _decode_worker(frames)
+        self.do(lambda: self._handle(FromWorker(peer, message, arrays)))
+
+    def after_work(self) -> None:
+        """The end of a turn."""
+        self._handle(Tick())
+
+    def _handle(self, event: Event) -> None:
+        events = deque([event])
+        while events:
+            for action in self.core.handle(events.popleft(), self.clock):
+                followed_by = self._perform(action)
+                if followed_by is not None:
+                    events.append(followed_by)
+        self.core.check_integrity()
+
+    def _perform(self, action: Action) -> Event | None:
+        match action:
+            case ToGateway():
+                self._note(action)
+                if not self._send(action):
+                    return GatewayUnreachable(action.peer)
+            case ToWorker():
+                if isinstance(action.message, ListHeld):
+                    self.asked_at = self.agenda.now
+                if not self._send(action):
+                    return WorkerUnreachable(action.peer)
+            case NeedAssets():
+                return ModelReady(action.card)
+            case Record():
+                self._on_record(action)
+            case _:
+                pass  # nothing waits for a peer here
+        return None
+
+    def _send(self, action: ToGateway | ToWorker) -> bool:
+        link = self._links.get(action.peer)
+        if link is None:
+            return False
+        link.to_process.send(encoded(action.message, action.arrays))
+        return True
+
+    def _note(self, action: ToGateway) -> None:
+        message = action.message
+        if isinstance(message, ListHeld):
+            self.asked_at = self.agenda.now
+        elif isinstance(message, Interrupted) and message.suspects == 1:
+            key = (action.peer, message.handle)
+            self.suspected[key] = self.suspected.get(key, 0) + 1

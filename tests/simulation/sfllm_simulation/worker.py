@@ -1,0 +1,143 @@
+"""A worker's process: the protocol around an engine that makes tokens up, and a loop like the live one's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sfllm import wire
+from sfllm.messages import SCHEDULER_TO_WORKER, Capacity, WorkerHello
+from sfllm_worker.protocol import ClearOutbox, WorkerProtocol
+
+from .agenda import Agenda
+from .model import CARD, BrokenStep, SimulatedEngine
+from .network import Frames, Link
+from .process import Process, encoded, require
+
+TURN_SECONDS = 0.05
+DRAIN_SECONDS = 3.0
+
+_decode = wire.decoder(SCHEDULER_TO_WORKER)
+
+
+class Worker(Process):
+    """One run of a worker. While a step runs, what reaches it waits.
+
+    `on_left` is called when it has gone by itself: True when it said goodbye, False when a request killed it.
+    """
+
+    def __init__(
+        self,
+        agenda: Agenda,
+        name: str,
+        clock_offset: float,
+        identity: bytes,
+        engine: SimulatedEngine,
+        capacity: Capacity,
+        step_seconds: float,
+    ) -> None:
+        super().__init__(agenda, name, clock_offset)
+        self.identity = identity
+        self.engine = engine
+        hello = WorkerHello(identity.decode(), CARD, capacity)
+        self.protocol = WorkerProtocol(engine, hello, DRAIN_SECONDS)
+        self.on_left: Callable[[bool], None] = lambda _said_goodbye: None
+        self._step_seconds = step_seconds
+        self._in_step = False
+        self._step_is_over = False
+        self._publish: Callable[[], None] = lambda: None
+        self._link: Link | None = None
+        self._fails_next = False
+
+    def start(self, link: Link) -> None:
+        """Connect."""
+        self._link = link
+        self.every(TURN_SECONDS, lambda: self.do(self._nothing))
+
+    @property
+    def busy(self) -> bool:
+        """Its loop does one thing at a time."""
+        return self.still or self._in_step
+
+    def receive(self, frames: Frames) -> None:
+        """A message arrived."""
+        message, arrays = _decode(frames)
+        self.do(lambda: self.protocol.handle(message, arrays, self.clock))
+
+    def drain(self) -> None:
+        """SIGTERM."""
+        self.protocol.drain(self.clock)
+
+    def fail_step(self) -> None:
+        """The next step raises."""
+        self._fails_next = True
+
+    def go_on(self) -> None:
+        """A step that ended meanwhile is published first."""
+        self.still = False
+        if self._step_is_over:
+            self._end_step()
+        super().go_on()
+
+    def after_work(self) -> None:
+        """A turn: what time brings, what is to be sent, the next step."""
+        self.protocol.tick(self.clock)
+        if self.protocol.drained:
+            self._leave("")
+            return
+        self._send()
+        self._check()
+        if self.engine.has_work:
+            self._begin_step()
+
+    def _begin_step(self) -> None:
+        started = self.clock
+        try:
+            if self._fails_next:
+                raise BrokenStep(kills=False)
+            result = self.engine.step()
+        except BrokenStep as broken:
+            if broken.kills:
+                self.on_left(False)
+            else:
+                self._leave(str(broken))
+            return
+        self._in_step = True
+        self._publish = lambda: self.protocol.publish(result, started, self.clock)
+        self.agenda.after(self._step_seconds, self._end_step)
+
+    def _end_step(self) -> None:
+        self._step_is_over = True
+        if not self.alive or self.still or not self._in_step:
+            return
+        self._in_step = self._step_is_over = False
+        self._publish()
+        self._send()
+        self._check()
+        self.do(self._nothing)
+
+    def _check(self) -> None:
+        """The ledger and the engine agree, and the cache adds up."""
+        engine = self.engine
+        engine.check_integrity()
+        if not engine.has_work:
+            self.protocol.check_idle()
+            free, total = engine.free_kv_tokens, engine.usable_kv_tokens
+            require(free == total, "cache", f"{self.name}: {free} of {total} tokens are free, and nothing runs")
+        if self.protocol.lease is None:
+            require(not self.protocol.held_requests, "leases", f"{self.name} holds requests without a lease")
+
+    def _leave(self, failure: str) -> None:
+        self.protocol.leave(failure)
+        self._send()
+        self.on_left(True)
+
+    def _send(self) -> None:
+        assert self._link is not None
+        for outgoing in self.protocol.take_outgoing():
+            if isinstance(outgoing, ClearOutbox):
+                self._link.outbox.clear()
+            else:
+                self._link.send(encoded(outgoing.message, outgoing.arrays))
+
+    def _nothing(self) -> None:
+        """Wakes the loop up."""
