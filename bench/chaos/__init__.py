@@ -1,0 +1,1 @@
+"""Breaks the real processes on purpose and checks every token that clients get."""

@@ -1,0 +1,124 @@
+"""Sends one request and notes exactly what came back."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from typing import Any, Literal
+
+import msgspec
+
+from chaos.http_client import Address, Answer, BrokenConnectionError, Connection
+from chaos.templates import Template
+
+Ended = Literal["complete", "left", "broken", "turned away", "error"]
+
+TURNED_AWAY = frozenset({429, 503})
+"""Statuses before any token by which a server says that it took nothing on."""
+
+
+@dataclasses.dataclass
+class Delivered:
+    """What came of one choice."""
+
+    ids: list[int] = dataclasses.field(default_factory=list)
+    text: str = ""
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    finish_reason: str | None = None
+
+
+@dataclasses.dataclass
+class Delivery:
+    """What came of one request.
+
+    `ended`: with its regular end; because the client "left"; because the connection "broke"; "turned away"
+    before anything was accepted; or with an "error". `longest_pause` is between events, in seconds.
+    """
+
+    choices: dict[int, Delivered] = dataclasses.field(default_factory=dict)
+    usage_tokens: int | None = None
+    ended: Ended = "broken"
+    status: int = 0
+    error: str = ""
+    request_id: str = ""
+    began: float = 0.0
+    longest_pause: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all choices."""
+        return sum(len(choice.ids) for choice in self.choices.values())
+
+
+async def ask(
+    address: Address,
+    template: Template,
+    leave_after: float | None = None,
+    read_pause: float = 0.0,
+    receive_buffer_bytes: int = 0,
+) -> Delivery:
+    """Send the request, leave after so many seconds if it lasts that long, and note what came.
+
+    `read_pause` seconds pass before each read of a client that is slow.
+    """
+    delivery = Delivery(began=time.monotonic())
+    connection: Connection | None = None
+    try:
+        async with asyncio.timeout(leave_after):
+            connection = await Connection.open(address, receive_buffer_bytes)
+            answer = await connection.request("POST", template.path, template.body)
+            delivery.status = answer.status
+            delivery.request_id = answer.headers.get("x-request-id", "")
+            await _take(template, answer, delivery, read_pause)
+    except TimeoutError:
+        delivery.ended = "turned away" if leave_after is None else "left"
+    except (BrokenConnectionError, OSError) as error:
+        delivery.ended = "broken" if connection is not None else "turned away"
+        delivery.error = str(error)
+    finally:
+        if connection is not None:
+            connection.abort()
+    return delivery
+
+
+async def _take(template: Template, answer: Answer, delivery: Delivery, read_pause: float) -> None:
+    if answer.status != 200:
+        delivery.error = (await answer.body()).decode(errors="replace")
+        delivery.ended = "turned away" if answer.status in TURNED_AWAY else "error"
+    elif template.streams:
+        await _take_events(answer, delivery, read_pause)
+    else:
+        _note(delivery, msgspec.json.decode(await answer.body()))
+        delivery.ended = "complete"
+
+
+async def _take_events(answer: Answer, delivery: Delivery, read_pause: float) -> None:
+    last = delivery.began
+    async for event in answer.events():
+        now = time.monotonic()
+        delivery.longest_pause, last = max(delivery.longest_pause, now - last), now
+        if event == b"[DONE]":
+            delivery.ended = "error" if delivery.error else "complete"
+            return
+        _note(delivery, msgspec.json.decode(event))
+        if read_pause:
+            await asyncio.sleep(read_pause)
+
+
+def _note(delivery: Delivery, content: dict[str, Any]) -> None:
+    """Take in an event, or a whole answer: they have the same parts."""
+    if "error" in content:
+        delivery.error = f"{content['error']['code']}: {content['error']['message']}"
+        return
+    if content.get("usage"):
+        delivery.usage_tokens = content["usage"]["completion_tokens"]
+    for choice in content["choices"]:
+        found = delivery.choices.setdefault(choice["index"], Delivered())
+        part = choice.get("delta") or choice.get("message") or choice
+        found.text += part.get("text") or part.get("content") or ""
+        found.ids += choice.get("token_ids") or ()
+        found.finish_reason = choice["finish_reason"] or found.finish_reason
+        logprobs = choice.get("logprobs") or {}
+        found.logprobs += logprobs.get("token_logprobs") or ()
+        found.logprobs += [entry["logprob"] for entry in logprobs.get("content") or ()]
