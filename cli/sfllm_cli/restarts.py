@@ -14,12 +14,15 @@ class RestartPolicy:
 
     `crash_limit` deaths within `window_seconds`, none of which had served, end it all.
     A process that lived for `window_seconds` starts with a clean record.
+    The bound is lower for deaths after serving: a request that kills workers is found by a few more
+    deaths, and until then the requests that were granted beside it wait for each restart.
     """
 
     crash_limit: int = 5
     window_seconds: float = 60.0
     first_delay_seconds: float = 0.5
     max_delay_seconds: float = 15.0
+    max_delay_after_serving_seconds: float = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +45,13 @@ class RestartHistory:
 
         `served` says whether the stack answered requests during this life: a process that
         fails under load is worth restarting for ever, one that never gets going is not.
+        One that served and ended with 0 was asked to, by somebody who wants it restarted.
         """
         policy = self._policy
-        if exit_code == USAGE_EXIT_CODE and not served:
+        refused = exit_code == USAGE_EXIT_CODE
+        if refused and not served:
             return GiveUp("refused its settings")
-        if lived_seconds >= policy.window_seconds:
+        if lived_seconds >= policy.window_seconds or (served and exit_code == 0):
             self._in_a_row = 0
         if served:
             self._crashes.clear()
@@ -56,4 +61,6 @@ class RestartHistory:
                 return GiveUp(f"died {len(self._crashes)} times without becoming ready")
         self._in_a_row += 1
         factor = 2.0 ** min(self._in_a_row - 1, 30)
-        return min(policy.max_delay_seconds, policy.first_delay_seconds * factor)
+        fell_while_working = served and not refused
+        longest = policy.max_delay_after_serving_seconds if fell_while_working else policy.max_delay_seconds
+        return min(longest, policy.first_delay_seconds * factor)

@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     )
     logs.setup("supervisor", settings.serve.log_level, settings.serve.log_format)
     settings = _with_port(settings)
-    if settings.worker.load_format != "dummy":
+    if settings.worker.load_format != "dummy" and not settings.worker.mock:
         resolve_model(settings.serve.model)
     with tempfile.TemporaryDirectory(prefix="sfllm-", dir=_short_directory()) as sockets:
         try:

@@ -100,7 +100,10 @@ class Supervisor:
             if isinstance(verdict, GiveUp):
                 self._fail(child, code, verdict)
                 return
-            _log.warning("process died", process=spec.name, end=_end(code), restart_in_seconds=verdict)
+            if code == 0:
+                _log.info("process ended, starts again", process=spec.name, in_seconds=verdict)
+            else:
+                _log.warning("process died", process=spec.name, end=_end(code), restart_in_seconds=verdict)
             with contextlib.suppress(TimeoutError):  # no stop came: go on
                 await asyncio.wait_for(self._stop.wait(), verdict)
 

@@ -8,8 +8,34 @@ POLICY = RestartPolicy(crash_limit=5, window_seconds=60, first_delay_seconds=0.5
 
 def test_the_delay_doubles_with_each_death_in_a_row_up_to_its_bound() -> None:
     history = RestartHistory(POLICY)
-    delays = [history.died(float(at), lived_seconds=1, served=True, exit_code=1) for at in range(8)]
+    # Far enough apart to be no crash loop, while none of them lived long.
+    delays = [history.died(at * 61.0, lived_seconds=1, served=False, exit_code=1) for at in range(8)]
     assert delays == [0.5, 1, 2, 4, 8, 15, 15, 15]
+
+
+def test_deaths_after_serving_never_lead_to_long_waits() -> None:
+    history = RestartHistory(POLICY)
+    delays = [history.died(float(at), lived_seconds=1, served=True, exit_code=-11) for at in range(20)]
+    assert delays == [0.5, 1, *[2] * 18]
+
+
+def test_a_process_that_cannot_load_any_more_beside_one_that_serves_is_tried_ever_less_often() -> None:
+    history = RestartHistory(POLICY)
+    delays = [history.died(float(at), lived_seconds=1, served=True, exit_code=2) for at in range(8)]
+    assert delays == [0.5, 1, 2, 4, 8, 15, 15, 15]
+
+
+def test_a_process_that_was_asked_to_end_starts_again_soon_however_often() -> None:
+    history = RestartHistory(POLICY)
+    assert [history.died(float(at), lived_seconds=1, served=True, exit_code=0) for at in range(8)] == [
+        0.5
+    ] * 8
+
+
+def test_ending_with_0_without_ever_serving_is_a_crash_like_any_other() -> None:
+    history = RestartHistory(POLICY)
+    verdicts = [history.died(float(at), lived_seconds=0.1, served=False, exit_code=0) for at in range(5)]
+    assert verdicts == [0.5, 1, 2, 4, GiveUp("died 5 times without becoming ready")]
 
 
 def test_the_fifth_death_in_a_minute_without_ever_serving_is_the_last() -> None:

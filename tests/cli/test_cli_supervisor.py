@@ -89,6 +89,19 @@ async def test_a_process_that_dies_after_serving_is_started_again() -> None:
     assert await stack.end() == 0
 
 
+async def test_a_process_that_an_operator_asks_to_end_is_started_again() -> None:
+    stack = Stack(python("gateway-0", DRAINS))
+    stack.problem = None
+    await stack.printed("up")
+    await asyncio.wait_for(stack.ready.wait(), WAIT_SECONDS)
+    (child,) = psutil.Process().children()
+    child.terminate()
+    await stack.printed("draining")
+    await stack.printed("up", times=2)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await stack.end() == 0
+
+
 async def test_a_process_that_never_gets_going_ends_everything() -> None:
     stack = Stack(python("worker-0", "import sys\nprint('no such file: x')\nsys.exit(1)"), python("gw", LOOP))
     assert await stack.end() == 1

@@ -78,6 +78,20 @@ def test_a_killed_worker_comes_back_and_a_signal_ends_everything(
     assert list(tmp_path.glob("sfllm-*")) == []
 
 
+def test_made_up_tokens_are_served_without_a_model() -> None:
+    command = [sys.executable, "-m", "sfllm_cli", "serve", "--mock", "--port=0", "--model=no/such-model"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            printed = "".join(iter(process.stdout.readline, "\n"))
+            ready = process.stdout.readline()
+            assert "sfllm serves mock at http" in ready, printed
+        finally:
+            process.send_signal(signal.SIGTERM)
+            _, log = process.communicate(timeout=END_SECONDS)
+    assert process.returncode == 0, log
+
+
 def test_a_worker_that_cannot_load_ends_the_command_with_its_reason(tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"not a model")
     command = [sys.executable, "-m", "sfllm_cli", "serve", str(tmp_path / "broken.gguf"), "--port=0"]
