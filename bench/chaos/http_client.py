@@ -6,6 +6,7 @@ A library would reconnect, buffer and tidy up by itself; here each of these is a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -25,6 +26,15 @@ class Address(NamedTuple):
 
 class BrokenConnectionError(ConnectionError):
     """The server ended the connection before the answer was complete."""
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """End a connection with a reset: what waits on either side is gone."""
+    raw = writer.get_extra_info("socket")
+    if raw is not None:
+        with contextlib.suppress(OSError):  # it is closed already
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
 
 
 class Answer:
@@ -115,10 +125,7 @@ class Connection:
 
     def abort(self) -> None:
         """Leave without a farewell: the server gets a reset, and what was not read is gone."""
-        raw = self._writer.get_extra_info("socket")
-        if raw is not None:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._writer.transport.abort()
+        reset(self._writer)
 
     def close(self) -> None:
         """Close in the usual way."""

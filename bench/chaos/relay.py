@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import struct
 
-from chaos.http_client import Address
+from chaos.http_client import Address, reset
 
 PIECE_BYTES = 64 * 2**10
 PIECES_UNDER_WAY = 64
@@ -62,11 +59,13 @@ class Relay:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection from its first byte to its last; when one side ends, so does the other."""
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._forward(reader, writer))
         self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection from its first byte to its last; when one side ends, so does the other."""
         writers = [writer]
         try:
             if not self._cut:
@@ -79,9 +78,11 @@ class Relay:
         except* OSError:
             pass  # one side is gone, or was never there: the other is told below
         finally:
-            self._tasks.discard(task)
             for each in writers:
-                _end(each, reset=self._cut)
+                if self._cut:
+                    reset(each)
+                else:
+                    each.close()  # after what waits has left
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Forward one direction until its end. Raises OSError when either side breaks."""
@@ -112,14 +113,3 @@ class Relay:
             writer.write(data)
             await writer.drain()
             await asyncio.sleep(len(data) / self.bytes_per_second)
-
-
-def _end(writer: asyncio.StreamWriter, reset: bool) -> None:
-    """Close after what waits has left, or at once with a reset."""
-    raw = writer.get_extra_info("socket")
-    if not reset or raw is None:
-        writer.close()
-        return
-    with contextlib.suppress(OSError):  # it is closed already
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    writer.transport.abort()
