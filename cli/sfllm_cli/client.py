@@ -36,7 +36,9 @@ async def choose_model(session: aiohttp.ClientSession, settings: ClientSettings)
     try:
         async with session.get(url) as response:
             if response.status != 200:
-                raise CommandError(f"{url} answered {response.status}: {_message(await response.text())}")
+                raise CommandError(
+                    f"{url} answered {response.status}: {error_message(await response.text())}"
+                )
             names = [str(model["id"]) for model in (await response.json(content_type=None))["data"]]
     except (aiohttp.ClientError, TimeoutError) as error:
         raise CommandError(
@@ -61,7 +63,7 @@ async def stream_events(
     """The events of a streamed answer, until `[DONE]`. Raises `ServerError` or aiohttp's errors."""
     async with session.post(url, json=body) as response:
         if response.status != 200:
-            raise ServerError(f"HTTP {response.status}: {_message(await response.text())}")
+            raise ServerError(f"HTTP {response.status}: {error_message(await response.text())}")
         async for line in response.content:
             if not line.startswith(b"data:"):
                 continue
@@ -80,11 +82,11 @@ def _event(data: bytes) -> dict[str, Any]:
     if not isinstance(event, dict):
         raise ServerError(f"an event is not an object: {data[:100]!r}")
     if "error" in event:
-        raise ServerError(_message(data.decode()))
+        raise ServerError(error_message(data.decode()))
     return event
 
 
-def _message(body: str) -> str:
+def error_message(body: str) -> str:
     """The sentence in an error body, or the start of whatever came."""
     try:
         error = json.loads(body)["error"]

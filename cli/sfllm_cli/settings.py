@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from sfllm.config import Settings
 from sfllm.settings import CommonSettings, GatewaySettings, SchedulerSettings, WorkerSettings
+from sfllm_cli.bench_settings import BenchSettings
 
 Address = str | None
 T = TypeVar("T", bound=Settings)
@@ -120,34 +121,6 @@ class ClientSettings(Settings, frozen=True, kw_only=True):
     def base_url(self) -> str:
         """The server's address without a slash or `/v1` at the end."""
         return (self.url or f"http://127.0.0.1:{self.port}").rstrip("/").removesuffix("/v1")
-
-
-class BenchSettings(ClientSettings, frozen=True, kw_only=True):
-    """The load."""
-
-    requests: Annotated[int, Meta(ge=1, description="how many requests to send")] = 100
-    concurrency: Annotated[int, Meta(ge=1, le=10000, description="requests open at once")] = 40
-    prompt_tokens: Annotated[
-        str, Meta(pattern=r"^\d+(:\d+)?$", description="tokens of a prompt, or a range such as 16:512")
-    ] = "128"
-    output_tokens: Annotated[
-        str, Meta(pattern=r"^\d+(:\d+)?$", description="most tokens of an answer, or a range")
-    ] = "128"
-    endpoint: Annotated[
-        Literal["completions", "chat"], Meta(description="which API; completions takes exact prompt lengths")
-    ] = "completions"
-    ignore_eos: Annotated[
-        bool, Meta(description="generate to the last token whatever the model says (sfllm and vLLM servers)")
-    ] = False
-    temperature: Annotated[float, Meta(ge=0, le=2, description="sampling temperature")] = 0.0
-    seed: Annotated[int, Meta(ge=0, description="seed of prompts and lengths")] = 0
-    warmup: Annotated[int, Meta(ge=0, description="requests sent first and not counted")] = 1
-    timeout_seconds: Annotated[float, Meta(gt=0, description="a request that takes longer is an error")] = (
-        600.0
-    )
-    json: Annotated[str | None, Meta(description="file to write the results to; - for standard output")] = (
-        None
-    )
 
 
 class ChatSettings(ClientSettings, frozen=True, kw_only=True):

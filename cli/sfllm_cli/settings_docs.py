@@ -12,7 +12,8 @@ import msgspec
 
 from sfllm.config import ENV_PREFIX, Settings, options
 from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
-from sfllm_cli.settings import BenchSettings, ChatSettings, PullSettings, ServeSettings
+from sfllm_cli.bench_settings import BenchSettings
+from sfllm_cli.settings import ChatSettings, PullSettings, ServeSettings
 
 _SECTIONS: tuple[tuple[str, str, type[Settings]], ...] = (
     (
@@ -24,7 +25,11 @@ _SECTIONS: tuple[tuple[str, str, type[Settings]], ...] = (
     ("Scheduler", "`python -m sfllm_scheduler`: the queue in the middle.", SchedulerSettings),
     ("Worker", "`python -m sfllm_worker`: runs the model.", WorkerSettings),
     ("sfllm chat", "Talks to a served model in the terminal.", ChatSettings),
-    ("sfllm bench", "Measures a server.", BenchSettings),
+    (
+        "sfllm bench",
+        "Measures servers: [benchmarking.md](benchmarking.md).",
+        BenchSettings,
+    ),
     ("sfllm pull", "Fetches a model and prints where it lies.", PullSettings),
 )
 

@@ -22,11 +22,14 @@ class OpenAIServer:
     text_only: bool = False
     fail_every: int = 0
     cut_streams: bool = False
+    sends_usage: bool = True
+    answers_together: int = 0
     answer: tuple[str, ...] = ("Hello", " there", "!")
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     open_now: int = 0
     most_open: int = 0
+    _enough_are_open: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def models(self, request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": self.model, "object": "model"}]})
@@ -61,6 +64,10 @@ class OpenAIServer:
         await response.prepare(request)
         self.open_now += 1
         self.most_open = max(self.most_open, self.open_now)
+        if self.open_now >= self.answers_together:
+            self._enough_are_open.set()
+        if output_tokens > 1:  # one token is what a client asks for to try the server
+            await asyncio.wait_for(self._enough_are_open.wait(), 30)
         for event in events:
             await response.write(b"data: " + json.dumps(event).encode() + b"\n\n")
             await asyncio.sleep(0)
@@ -69,7 +76,8 @@ class OpenAIServer:
             return response
         usage = {"prompt_tokens": prompt_tokens, "completion_tokens": output_tokens}
         await response.write(b": keep-alive\n\n")
-        await response.write(b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n")
+        if self.sends_usage:
+            await response.write(b"data: " + json.dumps({"choices": [], "usage": usage}).encode() + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         return response
 
