@@ -102,7 +102,7 @@ def test_a_worker_that_beats_stays_and_one_that_is_silent_is_lost(driver: Driver
     for _ in range(4):
         driver.tick(2.0)
         driver.gateway_beat()
-    assert driver.to_gateway(Interrupted) == [Interrupted(handle, 0, "silent", "W1")]
+    assert driver.to_gateway(Interrupted) == [Interrupted(handle, 0, "silent", "W1", suspects=1)]
     assert ForgetWorker(worker) in driver.log
     assert driver.to_gateway(Models)[-1].models[0].workers == 0
 
@@ -129,7 +129,7 @@ def test_a_gateway_that_leaves_takes_its_requests_along(driver: Driver, how: str
 def test_an_unreachable_worker_is_lost_at_once(driver: Driver) -> None:
     worker, handle = running_request(driver)
     driver.send(WorkerUnreachable(worker))
-    assert driver.to_gateway(Interrupted) == [Interrupted(handle, 0, "unreachable", "W1")]
+    assert driver.to_gateway(Interrupted) == [Interrupted(handle, 0, "unreachable", "W1", suspects=1)]
     assert driver.send(WorkerUnreachable(worker)) == []
 
 

@@ -18,6 +18,7 @@ from sfllm_scheduler.core.refusal import (
 )
 from sfllm_scheduler.core.requests import Key, Rank, Request
 from sfllm_scheduler.core.state import Ended, Model, State
+from sfllm_scheduler.core.suspects import CRASHES_ALONE_LIMIT
 
 RETRY_QUEUE_FACTOR = 4
 """Retries pass the queue's bound, since their clients already read an answer; not without an end."""
@@ -60,6 +61,10 @@ def answer_unknown_gateway(state: State, gateway: bytes) -> None:
 
 def _admit(state: State, key: Key, message: Submit, arrays: Sequence[Array], rank: Rank, now: float) -> None:
     check_shape(message, arrays)
+    if message.crashes_alone >= CRASHES_ALONE_LIMIT:
+        state.record("quarantined", request_id=message.request_id)
+        text = f"request {message.request_id} was alone on a worker at two crashes and is not tried again"
+        raise RefusedError(ErrorCode.ENGINE_FAILURE, text)
     model = _model_of(state, message, now)
     request = Request(key, message, arrays, model.card.name, rank, now)
     check_fits(model, request)

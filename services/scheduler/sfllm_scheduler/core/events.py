@@ -104,6 +104,7 @@ Happening = Literal[
     "finished",
     "cancelled",
     "rejected",
+    "quarantined",
     "interrupted",
     "dropped",
     "malformed",

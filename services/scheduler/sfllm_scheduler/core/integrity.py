@@ -9,6 +9,7 @@ from operator import xor
 from sfllm.holdings import OpenChoice, digest
 from sfllm_scheduler.core.requests import Request
 from sfllm_scheduler.core.state import Model, State
+from sfllm_scheduler.core.suspects import group_cap
 from sfllm_scheduler.core.workers import HoldKey, InvariantError, Worker
 
 
@@ -44,6 +45,10 @@ def _check_worker(state: State, worker: Worker) -> None:
     held = _digest(hold.request for hold in holds)
     _require(worker.digest == held, f"{name}: the digest is wrong")
     _require(worker.free_slots >= 0 and worker.free_kv_tokens >= 0, f"{name}: over capacity")
+    sizes = {trial.group_size for trial in worker.probation.values()}
+    _require(len(sizes) < 2, f"{name}: suspects of different crashes together")
+    _require(all(len(worker.probation) <= group_cap(size) for size in sizes), f"{name}: too many suspects")
+    _require(worker.probation.keys() <= worker.holds.keys(), f"{name}: a trial of what is not held")
     for key, hold in worker.holds.items():
         _require(state.find(key.key) is hold.request, f"{name} holds {key}, which is not live")
 
@@ -71,6 +76,9 @@ def _check_model(model: Model) -> None:
         banded = sorted(request.rank for band in group.bands.values() for request in band)
         _require(banded == ranks, f"{name}: bands and ages differ")
         total += len(ranks)
+    total += len(model.waiting.suspects)
+    urgency = [(request.priority, request.rank) for request in model.waiting.suspects]
+    _require(urgency == sorted(set(urgency)), f"{name}: suspects out of order")
     _require(total == len(model.waiting), f"{name}: the queue's count is wrong")
 
 

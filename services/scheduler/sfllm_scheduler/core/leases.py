@@ -6,6 +6,8 @@ and messages that still carry it are dropped.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sfllm.messages import (
     Drain,
     GatewayWelcome,
@@ -15,12 +17,15 @@ from sfllm.messages import (
     WorkerUnknown,
     WorkerWelcome,
 )
+from sfllm_scheduler.core import suspects
 from sfllm_scheduler.core.endings import interrupt
 from sfllm_scheduler.core.events import ForgetGateway, ForgetWorker, NeedAssets, ToGateway, ToWorker
 from sfllm_scheduler.core.state import Gateway, Model, State
-from sfllm_scheduler.core.workers import Worker
+from sfllm_scheduler.core.workers import HoldKey, Worker
 
 MAX_FAILURE_CHARACTERS = 500
+CRASHES = frozenset({"unreachable", "silent", "failed"})
+"""Causes of a worker's loss that something which it ran may have brought about."""
 
 
 def gateway_hello(state: State, peer: bytes, now: float) -> None:
@@ -56,7 +61,9 @@ def worker_hello(state: State, peer: bytes, message: WorkerHello, now: float) ->
     if min(capacity.slots, capacity.kv_tokens, capacity.step_tokens) < 1 or message.card.max_model_len < 2:
         state.record("malformed", link="worker", peer=peer.decode("ascii", "replace"), error="no capacity")
         return
-    _remove_worker(state, peer, "worker_rejoined", now)
+    known = state.workers.get(peer)
+    if known is not None:
+        _remove_worker(state, known, "worker_rejoined", now)
     worker = Worker(peer, message.worker_id, message.card, capacity, now)
     state.last_lease += 1
     worker.lease = state.last_lease
@@ -106,11 +113,11 @@ def worker_draining(state: State, worker: Worker, now: float) -> None:
 
 
 def worker_lost(state: State, peer: bytes, cause: str, now: float) -> None:
-    """Forget a worker; what it held can be submitted again."""
+    """Forget a worker; what it held can be submitted again. `CRASHES` make suspects of that."""
     worker = state.workers.get(peer)
     if worker is None:
         return
-    _remove_worker(state, peer, cause, now)
+    _remove_worker(state, worker, cause, now)
     state.emit(ForgetWorker(peer))
     state.record("worker_lost", worker=worker.worker_id, cause=cause)
 
@@ -128,10 +135,12 @@ def send_beats(state: State, now: float) -> None:
 
 
 def sweep(state: State, now: float) -> None:
-    """Forget who has been silent for a lease, and what ended a while ago."""
+    """Forget who has been silent for a lease, and what ended a while ago; look after suspects."""
     if now < state.next_sweep:
         return
     lease = state.policy.lease_seconds
+    if now - state.next_sweep > lease / 2:
+        _excuse_silence(state, now)
     state.next_sweep = now + min(lease, state.policy.beat_seconds) / 4
     for peer in [peer for peer, worker in state.workers.items() if now - worker.heard > lease]:
         worker_lost(state, peer, "silent", now)
@@ -139,16 +148,34 @@ def sweep(state: State, now: float) -> None:
         gateway_lost(state, peer, "silent", now)
     while state.recent and next(iter(state.recent.values())).forget_at <= now:
         state.recent.popitem(last=False)
+    for worker in state.workers.values():
+        _look_after_suspects(state, worker, now)
 
 
-def _remove_worker(state: State, peer: bytes, cause: str, now: float) -> None:
-    worker = state.workers.get(peer)
-    if worker is None:
-        return
-    _interrupt_held(state, worker, cause, now)
-    del state.workers[peer]
+def _excuse_silence(state: State, now: float) -> None:
+    """Start counting anew: the scheduler was stopped itself, and what came meanwhile is not read yet."""
+    for worker in state.workers.values():
+        worker.heard = now
+    for gateway in state.gateways.values():
+        gateway.heard = now
+
+
+def _look_after_suspects(state: State, worker: Worker, now: float) -> None:
+    """Clear suspects that have run for long enough, and make room for one that must be alone."""
+    if suspects.clear_by_time(worker, now):
+        state.may_grant(worker)
+    waits = worker.reserved is not None and state.find(worker.reserved.key) is worker.reserved
+    if waits and suspects.must_be_emptied(worker, now):
+        for key, hold in list(worker.holds.items()):
+            if key in worker.holds:
+                interrupt(state, hold.request, "moved", worker.worker_id, now)
+
+
+def _remove_worker(state: State, worker: Worker, cause: str, now: float) -> None:
+    _interrupt_held(state, worker, cause, now, suspects.blame(worker) if cause in CRASHES else {})
+    del state.workers[worker.peer]
     model = state.models.get(worker.card.name)
-    if model is not None and model.workers.pop(peer, None) is not None:
+    if model is not None and model.workers.pop(worker.peer, None) is not None:
         _after_leaving(state, worker, now)
         model.recheck_at = now + state.policy.worker_wait_seconds
 
@@ -161,10 +188,13 @@ def _after_leaving(state: State, worker: Worker, now: float) -> None:
     state.announce_models()
 
 
-def _interrupt_held(state: State, worker: Worker, cause: str, now: float) -> None:
+def _interrupt_held(
+    state: State, worker: Worker, cause: str, now: float, blamed: Mapping[HoldKey, int]
+) -> None:
     """End all that a worker holds and take its credits back: it has none of it any more."""
     for key in list(worker.holds):
-        interrupt(state, state.release(worker, key), cause, worker.worker_id, now)
+        request = state.release(worker, key)
+        interrupt(state, request, cause, worker.worker_id, now, blamed.get(key, 0))
 
 
 def _model_for(state: State, card: ModelCard, now: float) -> Model | None:

@@ -16,6 +16,7 @@ from sfllm.messages import (
 )
 from sfllm.token_batch import check_columns
 from sfllm.wire import Array, WireError
+from sfllm_scheduler.core import suspects
 from sfllm_scheduler.core.endings import interrupt
 from sfllm_scheduler.core.requests import Key
 from sfllm_scheduler.core.state import State
@@ -25,13 +26,18 @@ _TOKENS = Tokens()
 
 
 def tokens(state: State, worker: Worker, message: WorkerTokens, arrays: Sequence[Array]) -> None:
-    """Pass one step's tokens on as they are; what is for a gateway that left is dropped."""
+    """Pass one step's tokens on as they are; what is for a gateway that left is dropped.
+
+    The arrays are read only while the worker has suspects.
+    """
     try:
         check_columns(arrays)
     except WireError as error:
         state.record("malformed", link="worker", peer=worker.worker_id, error=str(error))
         return
     state.to_gateway(message.gateway, _TOKENS, tuple(arrays))
+    if worker.probation and suspects.note_progress(worker, message.gateway, arrays):
+        state.may_grant(worker)
 
 
 def prompt_logprobs(state: State, message: WorkerPromptLogprobs, arrays: Sequence[Array]) -> None:

@@ -102,6 +102,11 @@ class Request:
         return self.submit.attempt > 0
 
     @property
+    def suspects(self) -> int:
+        """The size of its group of suspects; 0 when it is none (`suspects.py`)."""
+        return max(0, self.submit.suspects)
+
+    @property
     def priority(self) -> int:
         """Lower goes first."""
         return self.submit.priority

@@ -5,7 +5,8 @@ from __future__ import annotations
 from array import array
 
 from sfllm.messages import Grant, GrantedRequest
-from sfllm_scheduler.core.cohorts import POLICIES, Room
+from sfllm_scheduler.core import suspects
+from sfllm_scheduler.core.cohorts import LOOK_AHEAD, POLICIES, Room
 from sfllm_scheduler.core.events import ToWorker
 from sfllm_scheduler.core.requests import Request
 from sfllm_scheduler.core.state import Model, State
@@ -13,36 +14,57 @@ from sfllm_scheduler.core.workers import Worker
 
 
 def grant_all(state: State, now: float) -> None:
-    """Grant what can be granted. Afterwards no worker idles while a request that it could run waits."""
+    """Grant what can be granted. Afterwards no worker idles while a request that it could run waits.
+
+    The exception: a worker with suspects on trial, or kept free for one, gets nothing else for some seconds.
+    """
     for model in state.models.values():
         if not model.may_grant:
             continue
         model.may_grant = False
+        _grant_suspects(state, model, now)
         # A retried request first looks for a worker other than its last one.
         for avoid in (True, False):
             _grant_model(state, model, now, avoid=avoid)
 
 
+def _grant_suspects(state: State, model: Model, now: float) -> None:
+    """Suspects go first: they ran before, and few of them can go at a time."""
+    _end_reservations(model)
+    serving = model.serving
+    left = 0
+    for request in list(model.waiting.suspects):
+        if request.worker is not None:
+            continue  # it went with an earlier one
+        worker = suspects.place(serving, request)
+        if worker is not None:
+            _grant(state, model, worker, suspects.group(worker, request, model.waiting.suspects), now)
+            continue
+        suspects.reserve(serving, request, now)
+        left += 1
+        if left > LOOK_AHEAD:
+            break
+    _end_reservations(model)
+
+
+def _end_reservations(model: Model) -> None:
+    """Open workers that were kept free for a suspect which does not wait any more."""
+    for worker in model.workers.values():
+        if worker.reserved is not None and (worker.draining or worker.reserved not in model.waiting):
+            worker.reserved = None
+
+
 def _grant_model(state: State, model: Model, now: float, *, avoid: bool) -> None:
     policy = POLICIES[state.policy.policy]
-    candidates = [worker for worker in model.serving if _has_room(worker)]
-    while candidates and len(model.waiting):
-        worker = min(candidates, key=_load)
-        share = -(-len(model.waiting) // len(candidates))
+    candidates = [worker for worker in model.serving if worker.has_room and worker.takes_anybody]
+    while candidates and model.waiting.ordinary_count:
+        worker = min(candidates, key=lambda worker: worker.load)
+        share = -(-model.waiting.ordinary_count // len(candidates))
         cohort = policy(model.waiting, Room(worker, share, avoid=avoid), state.policy.max_overtakes)
         if cohort:
             _grant(state, model, worker, cohort, now)
-        if not cohort or not _has_room(worker):
+        if not cohort or not worker.has_room:
             candidates.remove(worker)
-
-
-def _has_room(worker: Worker) -> bool:
-    return worker.free_slots > 0 and worker.free_kv_tokens > 0
-
-
-def _load(worker: Worker) -> tuple[float, int]:
-    """How busy a worker is: the share of its sequences in use, then the least free cache."""
-    return worker.used_slots / worker.capacity.slots, -worker.free_kv_tokens
 
 
 def _grant(state: State, model: Model, worker: Worker, cohort: list[Request], now: float) -> None:
@@ -57,7 +79,7 @@ def _grant(state: State, model: Model, worker: Worker, cohort: list[Request], no
         lengths.append(len(request.prompt))
         prompts.frombytes(request.prompt.cast("B"))
         generated.frombytes(request.generated.cast("B"))
-        worker.hold(request)
+        worker.hold(request, now)
         request.drop_arrays()
     message = Grant(worker.lease, tuple(granted))
     state.emit(ToWorker(worker.peer, message, (memoryview(prompts), memoryview(generated))))

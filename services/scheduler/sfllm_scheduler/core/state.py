@@ -188,9 +188,13 @@ class State:
     def release(self, worker: Worker, key: HoldKey) -> Request:
         """Return the credits of a request."""
         hold = worker.release(key)
+        self.may_grant(worker)
+        return hold.request
+
+    def may_grant(self, worker: Worker) -> None:
+        """A worker could take more than before."""
         if worker.card.name in self.models:
             self.models[worker.card.name].may_grant = True
-        return hold.request
 
     def remember(self, key: Key, attempt: int, rank: Rank, now: float) -> None:
         """Keep for a while that a request has ended, so that a repeated message is recognised."""

@@ -1,4 +1,4 @@
-"""Requests that wait for a worker of one model, ordered by priority, age and length band.
+"""Requests that wait for a worker of one model, ordered by priority, age and length band; suspects apart.
 
 Lists sorted by age serve better than heaps here: any request can leave at any time (a
 cancel, a deadline) and a retried one comes back in its old place; bisection finds both,
@@ -8,12 +8,14 @@ and nothing stale is left behind.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import attrgetter
+from typing import Any
 
 from sfllm_scheduler.core.requests import Key, Rank, Request
 
 _rank = attrgetter("rank")
+_urgency = attrgetter("priority", "rank")
 
 
 class PriorityClass:
@@ -37,9 +39,9 @@ class PriorityClass:
 
     def remove(self, request: Request) -> None:
         """Take a request out."""
-        _remove(self.by_age, request)
+        _remove(self.by_age, request, _rank)
         band = self.bands[request.band]
-        _remove(band, request)
+        _remove(band, request, _rank)
         if not band:
             del self.bands[request.band]
 
@@ -60,12 +62,13 @@ class PriorityClass:
 
 
 class WaitingRequests:
-    """Everything that waits for one model."""
+    """Everything that waits for one model. The `suspects` among it are in no class, the most urgent first."""
 
     def __init__(self) -> None:
         self.classes: dict[int, PriorityClass] = {}
         self._priorities: list[int] = []
         self._by_submission: dict[Key, Request] = {}
+        self.suspects: list[Request] = []
 
     def __len__(self) -> int:
         return len(self._by_submission)
@@ -73,22 +76,40 @@ class WaitingRequests:
     def __contains__(self, request: Request) -> bool:
         return self._by_submission.get(request.key) is request
 
+    @property
+    def ordinary_count(self) -> int:
+        """How many of them are no suspects."""
+        return len(self._by_submission) - len(self.suspects)
+
     def add(self, request: Request) -> None:
         """Put a request into the queue."""
+        self._by_submission[request.key] = request
+        if request.suspects:
+            insort(self.suspects, request, key=_urgency)
+            return
         if request.priority not in self.classes:
             self.classes[request.priority] = PriorityClass()
             insort(self._priorities, request.priority)
         self.classes[request.priority].add(request)
-        self._by_submission[request.key] = request
 
     def remove(self, request: Request) -> None:
         """Take a request out: it was cancelled, expired or rejected."""
         del self._by_submission[request.key]
+        if request.suspects:
+            _remove(self.suspects, request, _urgency)
+            return
         self.classes[request.priority].remove(request)
         self._drop_if_empty(request.priority)
 
     def grant(self, cohort: list[Request], max_overtakes: int) -> None:
-        """Take a cohort out and remember whom its members overtook."""
+        """Take a cohort, or a group of suspects, out and remember whom its members overtook.
+
+        Suspects neither overtake nor are overtaken: they go by other rules.
+        """
+        if cohort[0].suspects:
+            for request in cohort:
+                self.remove(request)
+            return
         ranks: dict[int, list[Rank]] = {}
         for request in cohort:
             del self._by_submission[request.key]
@@ -99,7 +120,7 @@ class WaitingRequests:
             self._drop_if_empty(priority)
 
     def in_order(self) -> Iterator[PriorityClass]:
-        """The priority classes, most urgent first; none is empty."""
+        """The priority classes of all but the suspects, most urgent first; none is empty."""
         return (self.classes[priority] for priority in self._priorities)
 
     def by_submission(self) -> Iterator[Request]:
@@ -112,8 +133,8 @@ class WaitingRequests:
             del self._priorities[bisect_left(self._priorities, priority)]
 
 
-def _remove(ordered: list[Request], request: Request) -> None:
-    index = bisect_left(ordered, request.rank, key=_rank)
+def _remove(ordered: list[Request], request: Request, order: Callable[[Request], Any]) -> None:
+    index = bisect_left(ordered, order(request), key=order)
     if index == len(ordered) or ordered[index] is not request:
         raise KeyError(f"{request.key} does not wait here")
     del ordered[index]
