@@ -113,8 +113,8 @@ class Request:
 
     @property
     def least_kv_tokens(self) -> int:
-        """Cache without which it cannot run at all: everything so far and one more token a choice."""
-        return self.tokens + self.slots
+        """Cache without which it cannot run at all: its longest choice's, for choices can take turns."""
+        return self.longest + 1
 
     @property
     def kv_tokens(self) -> int:
