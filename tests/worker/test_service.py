@@ -6,21 +6,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
-import zmq
+from scheduler_peer import GATEWAY, TIMEOUT_SECONDS, SchedulerPeer
 
 from sfllm import wire
 from sfllm.asset_pull import AssetPull
 from sfllm.messages import (
     ALL_CHOICES,
     ASSETS,
-    WORKER_TO_SCHEDULER,
     AssetOffer,
-    Grant,
-    GrantedRequest,
-    Message,
     Sampling,
     SchedulerBeat,
     WorkerBeat,
@@ -33,111 +28,20 @@ from sfllm.messages import (
     WorkerTokens,
     WorkerWelcome,
 )
-from sfllm.sockets import RouterLink
 from sfllm.token_batch import rows
-from sfllm.wire import Array, as_array
 
-Kind = TypeVar("Kind", bound=Message)
-
-TIMEOUT_SECONDS = 30
-GATEWAY = b"g-test"
-
-
-class Scheduler:
-    """Both router sockets, and the worker process that connects to them."""
-
-    def __init__(self, directory: Path) -> None:
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.workers = RouterLink(self.context, f"ipc://{directory}/workers")
-        self.assets = RouterLink(self.context, f"ipc://{directory}/assets")
-        self.decode = wire.decoder(WORKER_TO_SCHEDULER)
-        command = [sys.executable, "-m", "sfllm_worker", "--model=tiny-llama", "--load-format=dummy"]
-        command += ["--dtype=float32", "--threads=1", "--max-running-tokens=2048", "--served-model-name=tiny"]
-        command += [
-            f"--worker-address=ipc://{directory}/workers",
-            f"--asset-address=ipc://{directory}/assets",
-        ]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.peer = b""
-
-    def receive(self) -> tuple[Message, tuple[Array, ...]]:
-        assert self.workers.socket.poll(TIMEOUT_SECONDS * 1000), "the worker is silent"
-        received = self.workers.receive()
-        assert received is not None
-        self.peer = received[0]
-        return self.decode(received[1])
-
-    def expect(self, kind: type[Kind]) -> tuple[Kind, tuple[Array, ...]]:
-        """The next message of this kind; beats and hellos in between are passed over."""
-        while True:
-            message, arrays = self.receive()
-            if isinstance(message, kind):
-                return message, arrays
-            assert isinstance(message, WorkerBeat | WorkerHello), f"unexpected {message}"
-
-    def welcome(self, epoch: int = 1, lease: int = 1, lease_seconds: float = 30.0) -> WorkerHello:
-        hello, _ = self.expect(WorkerHello)
-        self.send(WorkerWelcome(epoch, lease, 0.1, lease_seconds))
-        return hello
-
-    def grant(
-        self, handle: int = 1, lease: int = 1, prompt: tuple[int, ...] = (5, 6, 7), **fields: object
-    ) -> None:
-        request = {
-            "gateway": GATEWAY,
-            "request_id": f"req-{handle}",
-            "handle": handle,
-            "attempt": 0,
-            "choices": (0,),
-            "prompt_count": len(prompt),
-            "generated_counts": (0,),
-            "sampling": Sampling(max_tokens=5, seed=3, ignore_eos=True),
-            "queue_seconds": 0.25,
-            **fields,
-        }
-        self.send(Grant(lease, (GrantedRequest(**request),)), as_array("I", prompt), as_array("I", []))
-
-    def run_to_finish(self) -> tuple[list[int], WorkerFinished]:
-        """Token ids of the one running choice, checked to come in order, and its end."""
-        ids: list[int] = []
-        while True:
-            message, arrays = self.receive()
-            if isinstance(message, WorkerTokens):
-                assert message.gateway == GATEWAY
-                for row in rows(arrays):
-                    assert row.start == len(ids)
-                    ids += row.ids.tolist()
-            elif isinstance(message, WorkerFinished):
-                return ids, message
-            else:
-                assert isinstance(message, WorkerBeat)
-
-    def wait_until_idle(self) -> WorkerBeat:
-        while True:
-            beat, _ = self.expect(WorkerBeat)
-            if not beat.running and not beat.waiting:
-                return beat
-
-    def send(self, message: Message, *arrays: Array) -> None:
-        self.workers.send(self.peer, wire.encode(message, *arrays))
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate(timeout=TIMEOUT_SECONDS)
-        self.workers.close()
-        self.assets.close()
-        self.context.term()
+TINY = ("--model=tiny-llama", "--load-format=dummy", "--dtype=float32", "--threads=1")
+TINY += ("--max-running-tokens=2048", "--served-model-name=tiny")
 
 
 @pytest.fixture
-def scheduler(tmp_path: Path) -> Iterator[Scheduler]:
-    peer = Scheduler(tmp_path)
+def scheduler(tmp_path: Path) -> Iterator[SchedulerPeer]:
+    peer = SchedulerPeer(tmp_path, *TINY)
     yield peer
     peer.close()
 
 
-def test_a_granted_request_is_generated_in_order_and_finished(scheduler: Scheduler) -> None:
+def test_a_granted_request_is_generated_in_order_and_finished(scheduler: SchedulerPeer) -> None:
     hello = scheduler.welcome()
     assert hello.card.name == "tiny"
     assert hello.capacity.kv_tokens == 2048
@@ -154,7 +58,7 @@ def test_a_granted_request_is_generated_in_order_and_finished(scheduler: Schedul
     assert scheduler.run_to_finish()[0] == ids, "same seed, same text"
 
 
-def test_the_tokenizer_can_be_pulled_chunk_by_chunk(scheduler: Scheduler) -> None:
+def test_the_tokenizer_can_be_pulled_chunk_by_chunk(scheduler: SchedulerPeer) -> None:
     hello = scheduler.welcome()
     decode = wire.decoder(ASSETS)
     assert scheduler.assets.socket.poll(TIMEOUT_SECONDS * 1000)
@@ -169,7 +73,7 @@ def test_the_tokenizer_can_be_pulled_chunk_by_chunk(scheduler: Scheduler) -> Non
     assert len(content) == pull.asset.size_bytes
 
 
-def test_a_cancel_frees_the_request_and_its_blocks(scheduler: Scheduler) -> None:
+def test_a_cancel_frees_the_request_and_its_blocks(scheduler: SchedulerPeer) -> None:
     hello = scheduler.welcome()
     scheduler.grant(sampling=Sampling(max_tokens=400, seed=1, ignore_eos=True))
     scheduler.expect(WorkerTokens)
@@ -182,7 +86,7 @@ def test_a_cancel_frees_the_request_and_its_blocks(scheduler: Scheduler) -> None
     assert message.free_kv_tokens == hello.capacity.kv_tokens
 
 
-def test_choices_of_a_request_finish_one_by_one(scheduler: Scheduler) -> None:
+def test_choices_of_a_request_finish_one_by_one(scheduler: SchedulerPeer) -> None:
     scheduler.welcome()
     scheduler.grant(choices=(0, 1, 2), generated_counts=(0, 0, 0))
     texts: dict[int, list[int]] = {}
@@ -198,7 +102,7 @@ def test_choices_of_a_request_finish_one_by_one(scheduler: Scheduler) -> None:
     assert scheduler.wait_until_idle().waiting == 0
 
 
-def test_a_request_that_cannot_run_here_is_a_fault_and_not_a_crash(scheduler: Scheduler) -> None:
+def test_a_request_that_cannot_run_here_is_a_fault_and_not_a_crash(scheduler: SchedulerPeer) -> None:
     scheduler.welcome()
     for handle, prompt in ((1, (10**9,)), (2, (1,) * 4000)):
         scheduler.grant(handle=handle, prompt=prompt)
@@ -208,7 +112,7 @@ def test_a_request_that_cannot_run_here_is_a_fault_and_not_a_crash(scheduler: Sc
     assert len(scheduler.run_to_finish()[0]) == 5
 
 
-def test_malformed_frames_are_survived(scheduler: Scheduler) -> None:
+def test_malformed_frames_are_survived(scheduler: SchedulerPeer) -> None:
     scheduler.welcome()
     scheduler.workers.send(scheduler.peer, [b"", b"garbage"])
     scheduler.workers.send(scheduler.peer, [b"SF\x01\x3d", b"\xc1", b"", b""])
@@ -216,7 +120,9 @@ def test_malformed_frames_are_survived(scheduler: Scheduler) -> None:
     assert len(scheduler.run_to_finish()[0]) == 5
 
 
-def test_work_of_an_earlier_lease_is_dropped_when_the_scheduler_was_restarted(scheduler: Scheduler) -> None:
+def test_work_of_an_earlier_lease_is_dropped_when_the_scheduler_was_restarted(
+    scheduler: SchedulerPeer,
+) -> None:
     scheduler.welcome(epoch=1)
     scheduler.grant(sampling=Sampling(max_tokens=400, seed=1, ignore_eos=True))
     scheduler.expect(WorkerTokens)
@@ -231,7 +137,7 @@ def test_work_of_an_earlier_lease_is_dropped_when_the_scheduler_was_restarted(sc
     assert scheduler.run_to_finish()[1].finished.handle == 8, "a grant of the old lease is ignored"
 
 
-def test_a_scheduler_that_falls_silent_ends_the_lease(scheduler: Scheduler) -> None:
+def test_a_scheduler_that_falls_silent_ends_the_lease(scheduler: SchedulerPeer) -> None:
     scheduler.welcome(lease_seconds=0.5)
     started = time.monotonic()
     while not isinstance(scheduler.receive()[0], WorkerHello):
@@ -239,7 +145,7 @@ def test_a_scheduler_that_falls_silent_ends_the_lease(scheduler: Scheduler) -> N
     assert time.monotonic() - started >= 0.4
 
 
-def test_sigterm_lets_running_requests_finish_and_exits_with_zero(scheduler: Scheduler) -> None:
+def test_sigterm_lets_running_requests_finish_and_exits_with_zero(scheduler: SchedulerPeer) -> None:
     scheduler.welcome()
     scheduler.grant(sampling=Sampling(max_tokens=300, seed=1, ignore_eos=True))
     scheduler.expect(WorkerTokens)
