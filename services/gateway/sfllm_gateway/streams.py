@@ -91,6 +91,11 @@ class StreamTable:
         self._hello_at = self._beat_at = self._heard_at = float("-inf")
         self._beat_seconds, self._lease_seconds = 2.0, 6.0
 
+    @property
+    def digest(self) -> int:
+        """Of all choices that are open here, as beats carry it."""
+        return self._held.digest
+
     # requests
 
     def open(self, request: Request, deadline: float, now: float, wake: Callable[[], None]) -> OpenStream:
@@ -159,7 +164,7 @@ class StreamTable:
                 self._hello(now)
         elif now - self._beat_at >= self._beat_seconds:
             self._beat_at = now
-            self._send(Outgoing(GatewayBeat(self._epoch, self._held.digest)))
+            self._send(Outgoing(GatewayBeat(self._epoch, self.digest)))
 
     def lose(self, reason: str) -> None:
         """Give the scheduler up; the next tick says hello to whoever is there."""
