@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sfllm.messages import Message, Tokens
-from sfllm.token_batch import TokenBatch, rows
-from sfllm.wire import Array
-from sfllm_gateway.streams import OpenStream, StreamTable
 from sfllm_simulation.report import failing, shortest
 from sfllm_simulation.run import run
 from sfllm_simulation.scenario import scenario
 from sfllm_simulation.script import FAULTS, Open, Script, read_script
 from sfllm_simulation.shrink import shrink
+
+from sfllm.messages import Message, Tokens
+from sfllm.token_batch import TokenBatch, rows
+from sfllm.wire import Array
+from sfllm_gateway.streams import OpenStream, StreamTable
 
 
 class ForgetsToTrim(StreamTable):

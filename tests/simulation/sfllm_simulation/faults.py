@@ -6,7 +6,20 @@ from functools import partial
 
 from .gateway import Gateway
 from .network import Link
-from .script import Crash, Cut, Drain, Event, FailStep, Leave, Noise, Open, Pause, Poison, StopChoice
+from .script import (
+    Crash,
+    Cut,
+    Drain,
+    Event,
+    FailStep,
+    Leave,
+    Noise,
+    Open,
+    Pause,
+    Poison,
+    SlowStep,
+    StopChoice,
+)
 from .worker import Worker
 from .world import World, pipe_of
 
@@ -29,6 +42,10 @@ def play(world: World, event: Event) -> None:
             if isinstance(worker, Worker) and worker.alive:
                 world.down[event.process] = event.down
                 worker.fail_step()
+        case SlowStep():
+            worker = world.peers[event.process]
+            if isinstance(worker, Worker) and worker.alive:
+                worker.slow_step(event.seconds)
         case Pause():
             _pause(world, event)
         case Cut():
@@ -44,7 +61,7 @@ def over_at(event: Event) -> float:
             return event.t + event.down
         case Drain():
             return event.t + event.down
-        case Pause() | Cut() | Noise():
+        case Pause() | SlowStep() | Cut() | Noise():
             return event.t + event.seconds
     return event.t
 

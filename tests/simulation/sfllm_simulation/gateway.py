@@ -8,12 +8,12 @@ from functools import partial
 
 from sfllm import wire
 from sfllm.errors import ErrorCode, ServiceError
-from sfllm.messages import SCHEDULER_TO_GATEWAY, ModelState, Sampling
+from sfllm.messages import SCHEDULER_TO_GATEWAY, ModelState
 from sfllm_gateway.stream import Request
 from sfllm_gateway.streams import ClearOutbox, OpenStream, StreamTable
 
 from .agenda import Agenda
-from .model import MODEL, Ending, prompt_tokens, true_endings
+from .model import MODEL, Truth
 from .network import Frames, Link
 from .process import Process, encoded, require
 from .script import Open
@@ -38,7 +38,7 @@ class Client:
         self.agenda = agenda
         self.asked = asked
         self.token_stops = token_stops
-        self.truth: list[Ending] = true_endings(asked)
+        self.truth = Truth(asked)
         self.opened: OpenStream | None = None
         self.opened_at: float | None = None
         self.identity = b""
@@ -57,9 +57,8 @@ class Client:
     def request(self) -> Request:
         """What it asks for."""
         asked = self.asked
-        sampling = Sampling(max_tokens=asked.tokens, seed=asked.request, logprobs=asked.logprobs)
-        prompt = array("I", prompt_tokens(asked))
-        return Request(f"r{asked.request}", MODEL, prompt, asked.n, sampling, asked.priority)
+        prompt = array("I", self.truth.prompt)
+        return Request(f"r{asked.request}", MODEL, prompt, asked.n, self.truth.sampling, asked.priority)
 
     def end(self, outcome: str, error: ServiceError | None = None) -> None:
         """Nothing more comes."""
@@ -73,7 +72,7 @@ class Client:
         stream = self.opened.stream
         self.attempts = stream.attempt
         for index, journal in enumerate(stream.choices):
-            truth, seen, ids = self.truth[index], self._seen[index], journal.ids
+            truth, seen, ids = self.truth.choices[index], self._seen[index], journal.ids
             which = f"choice {index} of {self.name}"
             require(len(ids) >= seen, "keeps tokens", f"{which} has {len(ids)} tokens after {seen}")
             fresh = list(ids[seen:])
@@ -81,7 +80,9 @@ class Client:
             if fresh != expected:
                 require(False, "true tokens", f"{which} goes on at {seen} with {fresh} instead of {expected}")
             if self.asked.logprobs >= 0:
-                require(len(journal.logprobs) == len(ids), "log probabilities", f"{which} lacks some")
+                wanted = [id_ for at in range(seen, len(ids)) for id_ in self.truth.logprobs(index, at).ids]
+                found = list(journal.logprobs.part(seen, len(ids)).ids)
+                require(found == wanted, "log probabilities", f"{which} has others than it should at {seen}")
             self._seen[index] = len(ids)
             self._check_end(which, index, journal.finish_reason)
 
@@ -92,7 +93,7 @@ class Client:
         stop = self.token_stops.get(index)
         if reason is None or (stop is not None and self._seen[index] >= stop):
             return
-        truth = self.truth[index]
+        truth = self.truth.choices[index]
         complete = self._seen[index] == len(truth.tokens) and reason == truth.reason
         require(
             complete,

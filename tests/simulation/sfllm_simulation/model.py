@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import NamedTuple
 
-from sfllm.messages import ModelCard
-from sfllm.token_batch import NO_LOGPROBS, Logprobs
+from sfllm.messages import ModelCard, Sampling
+from sfllm.token_batch import Logprobs
 from sfllm_worker.engine.interface import Progress, StepResult
-from sfllm_worker.engine.planned import PlannedEngine
 from sfllm_worker.engine.planner import Limits
+from sfllm_worker.mock.engine import MockEngine
+from sfllm_worker.mock.tokens import EOS_TOKEN, VOCAB_SIZE, mock_logprobs, mock_token, prompt_digest
 
 from .script import Open
 
 MODEL = "m"
-VOCAB_SIZE = 1000
-EOS = 2
-MAX_MODEL_LEN = 128
+MAX_MODEL_LEN = 192
 BLOCK_TOKENS = 8
 STEP_TOKENS = 32
+STOP_TOKEN = ord(" ")
+"""One token in 95 is a space, which ends an answer: some end by themselves, others at their length."""
 
-CARD = ModelCard(MODEL, (), MODEL, 0, MAX_MODEL_LEN, VOCAB_SIZE, (EOS,), ())
+CARD = ModelCard(MODEL, (), MODEL, 0, MAX_MODEL_LEN, VOCAB_SIZE, (EOS_TOKEN,), ())
 
 
-class BrokenStep(Exception):  # noqa: N818
+class BrokenStep(Exception):  # noqa: N818 - it names what happened
     """What a step of a broken engine raises. `kills`: nothing of the process is left."""
 
     def __init__(self, kills: bool) -> None:
@@ -39,58 +39,69 @@ class Ending(NamedTuple):
     reason: str
 
 
-def prompt_tokens(asked: Open) -> list[int]:
-    """Prompts share beginnings, so that the prefix cache has something to find."""
-    return [3 + position % 7 for position in range(asked.prompt - 1)] + [10 + asked.request]
+class Truth:
+    """What the answer to a request is when nothing goes wrong, and must be when something does."""
+
+    def __init__(self, asked: Open) -> None:
+        self._asked = asked
+        # Prompts share beginnings, so that the prefix cache has something to find.
+        self.prompt = [97 + position % 7 for position in range(asked.prompt - 1)] + [asked.request % 90]
+        self._digest = prompt_digest(self.prompt)
+        self.choices = [self._ending(choice) for choice in range(asked.n)]
+
+    @property
+    def sampling(self) -> Sampling:
+        """What to ask for to get this answer."""
+        asked = self._asked
+        return Sampling(
+            max_tokens=asked.tokens,
+            seed=asked.request,
+            stop_token_ids=(STOP_TOKEN,),
+            logprobs=asked.logprobs,
+            prompt_logprobs=asked.logprobs if asked.logprobs > 0 else -1,
+        )
+
+    def logprobs(self, choice: int, position: int) -> Logprobs:
+        """Of one token of the answer."""
+        token = self.choices[choice].tokens[position]
+        return mock_logprobs(self._digest, len(self.prompt) + position, token, self._asked.logprobs)
+
+    def _ending(self, choice: int) -> Ending:
+        tokens: list[int] = []
+        while len(tokens) < self._asked.tokens:
+            token = mock_token(self._asked.request, choice, len(tokens), self._digest)
+            if token == STOP_TOKEN:
+                return Ending(tokens, "stop")
+            tokens.append(token)
+        return Ending(tokens, "length")
 
 
-def _token(seed: int, choice: int, position: int) -> int:
-    value = int.from_bytes(blake2b(f"{seed} {choice} {position}".encode(), digest_size=4).digest(), "little")
-    return EOS if value % 40 == 0 else 3 + value % (VOCAB_SIZE - 3)
+class PoisonedEngine(MockEngine):
+    """Breaks while it computes a certain token of certain requests.
 
+    `poison` maps a request's seed to the number of that token and whether it kills the process.
+    """
 
-def true_endings(asked: Open) -> list[Ending]:
-    """What each choice's answer is when nothing goes wrong, and must be when something does."""
-    return [_true_ending(asked, choice) for choice in range(asked.n)]
-
-
-def _true_ending(asked: Open, choice: int) -> Ending:
-    tokens: list[int] = []
-    while len(tokens) < asked.tokens:
-        token = _token(asked.request, choice, len(tokens))
-        if token == EOS:
-            return Ending(tokens, "stop")
-        tokens.append(token)
-    return Ending(tokens, "length")
-
-
-class SimulatedEngine(PlannedEngine):
-    """An engine whose tokens are known beforehand. `poison` maps seeds to (token, kills)."""
-
-    def __init__(self, limits: Limits, num_blocks: int, poison: Mapping[int, tuple[int, bool]]) -> None:
-        super().__init__(limits, num_blocks, (EOS,), MAX_MODEL_LEN)
-        self._poison = poison
+    def __init__(self, limits: Limits, kv_tokens: int, poison: Mapping[int, tuple[int, bool]]) -> None:
+        super().__init__(limits, kv_tokens, MAX_MODEL_LEN)
         self.usable_kv_tokens = self.free_kv_tokens
+        self._poisonous = poison
 
     def step(self) -> StepResult:
-        plan = self.planner.plan()
-        targets = [row.sequence for row in plan.rows if row.completes]
-        for sequence in targets:
-            poison = self._poison.get(sequence.sampling.seed)
-            if poison is not None and sequence.generated == poison[0]:
-                raise BrokenStep(poison[1])
-        self.planner.commit(plan)
-        progress = []
-        for target in targets:
-            for branch in self._branches(target):
-                token = _token(branch.sampling.seed, branch.choice, branch.generated)
-                width = branch.sampling.logprobs + 1
-                logprobs = Logprobs(width, [token] * width, [-1.0] * width) if width else NO_LOGPROBS
-                progress.append(self._advance_by(branch, token, logprobs))
-        return StepResult(progress, [], plan.admitted, len(plan.preempted), sum(r.num_tokens for r in plan.rows))
+        """One step. Raises BrokenStep."""
+        result = super().step()
+        for progress in result.progress:
+            deadly, kills = self._poisonous.get(progress.sequence.sampling.seed, (-1, False))
+            if _position(progress) == deadly:
+                raise BrokenStep(kills)
+        return result
 
 
-def make_engine(slots: int, kv_tokens: int, poison: Mapping[int, tuple[int, bool]]) -> SimulatedEngine:
+def _position(progress: Progress) -> int:
+    """Which output token was just computed, or would have been if it were not the end."""
+    return progress.sequence.generated - (progress.token is not None)
+
+
+def make_engine(slots: int, kv_tokens: int, poison: Mapping[int, tuple[int, bool]]) -> PoisonedEngine:
     """An engine with room for so many sequences and tokens."""
-    limits = Limits(slots, max(STEP_TOKENS, slots), BLOCK_TOKENS)
-    return SimulatedEngine(limits, kv_tokens // BLOCK_TOKENS + 1, poison)
+    return PoisonedEngine(Limits(slots, max(STEP_TOKENS, slots), BLOCK_TOKENS), kv_tokens, poison)

@@ -90,7 +90,12 @@ class Link:
     """
 
     def __init__(
-        self, agenda: Agenda, seed: str, to_scheduler: Deliver, to_process: Deliver, on_reach: Callable[[bool], None]
+        self,
+        agenda: Agenda,
+        seed: str,
+        to_scheduler: Deliver,
+        to_process: Deliver,
+        on_reach: Callable[[bool], None],
     ) -> None:
         self.to_scheduler = Pipe(agenda, f"{seed} up", to_scheduler)
         self.to_process = Pipe(agenda, f"{seed} down", to_process)

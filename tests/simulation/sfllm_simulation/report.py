@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import structlog
+
 from sfllm_gateway.streams import StreamTable
 
 from .gateway import MakeTable
@@ -28,7 +29,9 @@ def shortest(script: Script, kind: str, make_table: MakeTable = StreamTable) -> 
     return shrink(script, fails)
 
 
-def failing(script: Script, failure: Failure, shrunk: bool = True, make_table: MakeTable = StreamTable) -> str:
+def failing(
+    script: Script, failure: Failure, shrunk: bool = True, make_table: MakeTable = StreamTable
+) -> str:
     """What went wrong, with the script to run again (`python -m sfllm_simulation FILE`)."""
     if shrunk:
         script = shortest(script, failure.kind, make_table)

@@ -143,16 +143,28 @@ def _check_quiet(world: World) -> None:
         require(not worker.holds, "leaks", f"the scheduler thinks that {peer!r} holds {list(worker.holds)}")
         require(not worker.used_slots and not worker.used_kv_tokens, "leaks", f"credits of {peer!r} are gone")
     for peer, gateway in state.gateways.items():
-        require(not gateway.requests, "leaks", f"the scheduler thinks that {peer!r} has {list(gateway.requests)}")
+        require(
+            not gateway.requests, "leaks", f"the scheduler thinks that {peer!r} has {list(gateway.requests)}"
+        )
     require(not state.waiting_count and not len(state.deadlines), "leaks", "something waits")
     require(not state.recent, "leaks", "what ended is not forgotten")
     for worker_run in workers:
         require(not worker_run.protocol.held_requests, "leaks", f"{worker_run.name} holds something")
     joined = {run.identity for run in workers if run.protocol.lease is not None}
-    require(joined == {run.identity for run in workers} == set(state.workers), "joins", f"workers {set(state.workers)}")
+    require(
+        joined == {run.identity for run in workers} == set(state.workers),
+        "joins",
+        f"workers {set(state.workers)}",
+    )
     for run in workers:
-        require(state.workers[run.identity].lease == run.protocol.lease, "joins", f"{run.name} has an old lease")
+        require(
+            state.workers[run.identity].lease == run.protocol.lease, "joins", f"{run.name} has an old lease"
+        )
     known = {run.identity for run in gateways if run.table.connected}
-    require(known == {run.identity for run in gateways} == set(state.gateways), "joins", f"gateways {set(state.gateways)}")
+    require(
+        known == {run.identity for run in gateways} == set(state.gateways),
+        "joins",
+        f"gateways {set(state.gateways)}",
+    )
     quiet = world.agenda.now - world.scheduler.asked_at
     require(quiet > 2 * BEAT_SECONDS, "digests", f"digests differed {quiet:g} s ago")

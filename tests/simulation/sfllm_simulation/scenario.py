@@ -5,12 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from .script import Crash, Cut, Drain, Event, FailStep, Leave, Noise, Open, Pause, Poison, Script, Setup, StopChoice
+from .script import (
+    Crash,
+    Cut,
+    Drain,
+    Event,
+    FailStep,
+    Leave,
+    Noise,
+    Open,
+    Pause,
+    Poison,
+    Script,
+    Setup,
+    SlowStep,
+    StopChoice,
+)
 
 LOAD_SECONDS = 4.0
 """Requests come and faults begin within so many seconds."""
 
-POISON_CHANCE = 0.12
+POISON_CHANCE = 0.06
 
 
 def scenario(seed: int) -> Script:
@@ -21,15 +36,18 @@ def scenario(seed: int) -> Script:
         gateways=random.choice((1, 1, 2)),
         workers=random.choice((1, 2, 2, 3)),
         slots=random.choice((2, 4, 8)),
-        kv_tokens=random.choice((128, 256, 512)),
-        step_milliseconds=random.choice((5, 20, 60)),
+        kv_tokens=random.choice((192, 256, 512)),
+        step_milliseconds=random.choice((5, 20, 60, 150)),
     )
     events: list[Event] = []
     for request in range(1, random.choice((2, 4, 8, 12)) + 1):
         events += _request(random, setup, request)
-    for _ in range(random.choice((0, 1, 2, 3, 5))):
-        events.append(random.choice(_FAULTS)(random, setup))
+    events += [_fault(random, setup) for _ in range(random.choice((0, 1, 2, 3, 5, 8)))]
     return Script(setup, tuple(sorted(events, key=lambda event: event.t)))
+
+
+def _fault(random: Random, setup: Setup) -> Event:
+    return random.choice(_FAULTS)(random, setup)
 
 
 def _time(random: Random) -> float:
@@ -44,7 +62,7 @@ def _request(random: Random, setup: Setup, request: int) -> list[Event]:
         request=request,
         prompt=random.choice((1, 5, 17, 40, 60)),
         n=random.choice((1, 1, 1, 2, 3)),
-        tokens=random.choice((1, 4, 20, 40)),
+        tokens=random.choice((1, 4, 20, 40, 80, 120)),
         priority=random.choice((0, 0, 0, 1, -1)),
         logprobs=random.choice((-1, -1, -1, 0, 2)),
         deadline=random.choice((2.0, *[600.0] * 7)),
@@ -56,7 +74,9 @@ def _request(random: Random, setup: Setup, request: int) -> list[Event]:
         choice, tokens = random.randrange(opened.n), random.randint(1, opened.tokens)
         events.append(StopChoice(opened.t, request, choice, tokens))
     if random.random() < POISON_CHANCE:
-        events.append(Poison(0.0, request, random.choice(("kills", "breaks")), random.randrange(opened.tokens)))
+        events.append(
+            Poison(0.0, request, random.choice(("kills", "breaks")), random.randrange(opened.tokens))
+        )
     return events
 
 
@@ -95,12 +115,22 @@ def _fail_step(random: Random, setup: Setup) -> Event:
     return FailStep(_time(random), _worker(random, setup), _seconds(random, 1.0))
 
 
+def _slow_step(random: Random, setup: Setup) -> Event:
+    return SlowStep(_time(random), _worker(random, setup), _seconds(random, 6.0))
+
+
 def _pause(random: Random, setup: Setup) -> Event:
-    return Pause(_time(random), _process(random, setup), random.choice((_seconds(random, 1.5), _seconds(random, 8.0))))
+    return Pause(
+        _time(random), _process(random, setup), random.choice((_seconds(random, 1.5), _seconds(random, 8.0)))
+    )
 
 
 def _cut(random: Random, setup: Setup) -> Event:
-    return Cut(_time(random), *_direction(random, setup), random.choice((_seconds(random, 1.5), _seconds(random, 8.0))))
+    return Cut(
+        _time(random),
+        *_direction(random, setup),
+        random.choice((_seconds(random, 1.5), _seconds(random, 8.0))),
+    )
 
 
 def _noise(random: Random, setup: Setup) -> Event:
@@ -108,4 +138,14 @@ def _noise(random: Random, setup: Setup) -> Event:
     return Noise(_time(random), *_direction(random, setup), *chances, _seconds(random, 5.0))
 
 
-_FAULTS: tuple[Callable[[Random, Setup], Event], ...] = (_crash, _crash, _drain, _fail_step, _pause, _cut, _noise, _noise)
+_FAULTS: tuple[Callable[[Random, Setup], Event], ...] = (
+    _crash,
+    _crash,
+    _drain,
+    _fail_step,
+    _slow_step,
+    _pause,
+    _cut,
+    _noise,
+    _noise,
+)

@@ -148,6 +148,15 @@ class FailStep(Event):
 
 
 @dataclass(frozen=True)
+class SlowStep(Event):
+    """A worker's next step takes long. Its beats go on, from a thread of their own."""
+
+    template = "t={t} {process} takes {seconds} s for a step"
+    process: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Pause(Event):
     """A process stands still (SIGSTOP) and goes on later; its clock does not wait."""
 
@@ -189,12 +198,13 @@ KINDS: tuple[type[Event], ...] = (
     Crash,
     Drain,
     FailStep,
+    SlowStep,
     Pause,
     Cut,
     Noise,
 )
 OF_A_REQUEST = (Open, Leave, StopChoice, Poison)
-FAULTS = (Crash, Drain, FailStep, Pause, Cut, Noise)
+FAULTS = (Crash, Drain, FailStep, SlowStep, Pause, Cut, Noise)
 
 
 class Script(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from .script import Cut, Event, Noise, Open, Pause, Script, Setup
+from .script import Cut, Event, Noise, Open, Pause, Script, Setup, SlowStep
 
 MOST_RUNS = 600
 
@@ -125,6 +125,6 @@ def _simpler(event: Event) -> Iterator[dict[str, float | str]]:
                     yield {name: 0}
             if event.seconds > 0.2:
                 yield {"seconds": round(event.seconds / 2, 2)}
-        case Cut() | Pause():
+        case Cut() | Pause() | SlowStep():
             if event.seconds > 0.2:
                 yield {"seconds": round(event.seconds / 2, 2)}

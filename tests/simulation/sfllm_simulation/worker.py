@@ -9,7 +9,7 @@ from sfllm.messages import SCHEDULER_TO_WORKER, Capacity, WorkerHello
 from sfllm_worker.protocol import ClearOutbox, WorkerProtocol
 
 from .agenda import Agenda
-from .model import CARD, BrokenStep, SimulatedEngine
+from .model import CARD, BrokenStep, PoisonedEngine
 from .network import Frames, Link
 from .process import Process, encoded, require
 
@@ -31,7 +31,7 @@ class Worker(Process):
         name: str,
         clock_offset: float,
         identity: bytes,
-        engine: SimulatedEngine,
+        engine: PoisonedEngine,
         capacity: Capacity,
         step_seconds: float,
     ) -> None:
@@ -47,6 +47,7 @@ class Worker(Process):
         self._publish: Callable[[], None] = lambda: None
         self._link: Link | None = None
         self._fails_next = False
+        self._slow_seconds = 0.0
 
     def start(self, link: Link) -> None:
         """Connect."""
@@ -70,6 +71,10 @@ class Worker(Process):
     def fail_step(self) -> None:
         """The next step raises."""
         self._fails_next = True
+
+    def slow_step(self, seconds: float) -> None:
+        """The next step takes so long."""
+        self._slow_seconds = seconds
 
     def go_on(self) -> None:
         """A step that ended meanwhile is published first."""
@@ -103,7 +108,19 @@ class Worker(Process):
             return
         self._in_step = True
         self._publish = lambda: self.protocol.publish(result, started, self.clock)
-        self.agenda.after(self._step_seconds, self._end_step)
+        slow, self._slow_seconds = self._slow_seconds, 0.0
+        if slow:
+            self._beat_on()
+        self.agenda.after(self._step_seconds + slow, self._end_step)
+
+    def _beat_on(self) -> None:
+        """What the beats' thread does during a long step."""
+        seconds, beat = self.protocol.beat_seconds, self.protocol.beat()
+        if not self.alive or not self._in_step or beat is None:
+            return
+        if not self.still and self._link is not None:
+            self._link.send(encoded(beat))
+        self.agenda.after(seconds, self._beat_on)
 
     def _end_step(self) -> None:
         self._step_is_over = True
@@ -122,7 +139,9 @@ class Worker(Process):
         if not engine.has_work:
             self.protocol.check_idle()
             free, total = engine.free_kv_tokens, engine.usable_kv_tokens
-            require(free == total, "cache", f"{self.name}: {free} of {total} tokens are free, and nothing runs")
+            require(
+                free == total, "cache", f"{self.name}: {free} of {total} tokens are free, and nothing runs"
+            )
         if self.protocol.lease is None:
             require(not self.protocol.held_requests, "leases", f"{self.name} holds requests without a lease")
 

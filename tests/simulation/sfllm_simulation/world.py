@@ -95,9 +95,7 @@ class World:
         peer: Gateway | Worker
         if kind == "gateway":
             epoch = self._random.getrandbits(62)
-            peer = Gateway(
-                self.agenda, name, offset, identity, epoch, self._make_table, MAX_ATTEMPTS
-            )
+            peer = Gateway(self.agenda, name, offset, identity, epoch, self._make_table, MAX_ATTEMPTS)
             peer.on_left = partial(self._gone, peer, said_goodbye=True)
             deliver = partial(self._to_scheduler, "gateway", identity)
         else:
@@ -111,9 +109,7 @@ class World:
         setup = self.script.setup
         engine = make_engine(setup.slots, setup.kv_tokens, self._poison)
         capacity = Capacity(setup.slots, engine.usable_kv_tokens, STEP_TOKENS)
-        worker = Worker(
-            self.agenda, name, offset, identity, engine, capacity, setup.step_milliseconds / 1000
-        )
+        worker = Worker(self.agenda, name, offset, identity, engine, capacity, setup.step_milliseconds / 1000)
         worker.on_left = lambda said_goodbye: self._gone(worker, said_goodbye=said_goodbye)
         return worker
 
@@ -175,7 +171,9 @@ class World:
 
     # connections
 
-    def _new_link(self, name: str, identity: bytes, to_scheduler: partial[None], peer: Gateway | Worker) -> Link:
+    def _new_link(
+        self, name: str, identity: bytes, to_scheduler: partial[None], peer: Gateway | Worker
+    ) -> Link:
         seed = f"{self.script.setup.seed} {name} {self._runs[name]}"
         link = Link(self.agenda, seed, to_scheduler, peer.receive, partial(self._route, identity, name))
         self.links[name] = link
