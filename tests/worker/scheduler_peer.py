@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,10 @@ Kind = TypeVar("Kind", bound=Message)
 
 TIMEOUT_SECONDS = 30
 GATEWAY = b"g-test"
+
+COMMON = ("--max-running-tokens=2048", "--served-model-name=tiny")
+TINY = ("--model=tiny-llama", "--load-format=dummy", "--dtype=float32", "--threads=1", *COMMON)
+MOCK = ("--mock", "--max-context-length=2048", "--mock-tokens-per-second=200", *COMMON)
 
 
 class SchedulerPeer:
@@ -118,3 +123,10 @@ class SchedulerPeer:
         self.workers.close()
         self.assets.close()
         self.context.term()
+
+
+def free_port() -> int:
+    """A port that nobody listens on at the moment."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
