@@ -80,7 +80,9 @@ class ModelRegistry:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def update(self, states: Sequence[ModelState]) -> None:
-        """Take the scheduler's present list."""
+        """Take the scheduler's present list. It comes again with every beat."""
+        if tuple(states) == self._states:
+            return
         self._states = tuple(states)
         self._by_name = {}
         for state in states:

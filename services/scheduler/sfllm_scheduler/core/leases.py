@@ -123,13 +123,14 @@ def worker_lost(state: State, peer: bytes, cause: str, now: float) -> None:
 
 
 def send_beats(state: State, now: float) -> None:
-    """Beat to everybody, when it is time."""
+    """Beat to everybody, when it is time. Gateways get the models again: the last list may be lost."""
     if now < state.next_beat:
         return
     state.next_beat = now + state.policy.beat_seconds
-    beat = SchedulerBeat(state.epoch)
+    beat, models = SchedulerBeat(state.epoch), state.models_message()
     for peer in state.gateways:
         state.emit(ToGateway(peer, beat))
+        state.emit(ToGateway(peer, models))
     for peer in state.workers:
         state.emit(ToWorker(peer, beat))
 
