@@ -37,6 +37,9 @@ from sfllm_gateway.stream import Gap, Outgoing, Request, Stream
 
 HELLO_SECONDS = 1.0
 SUBMIT_REPEAT_SECONDS = 2.0
+RESTART_SECONDS = 2.0
+"""A stream whose tokens get lost begins another attempt at most so often, or a burst would use them up."""
+
 DEADLINE_GRACE_SECONDS = 1.0
 """The scheduler ends what is late; after so long the gateway does it alone."""
 
@@ -51,16 +54,18 @@ CLEAR_OUTBOX = ClearOutbox()
 class OpenStream:
     """A stream in the table, with what the table must remember of it. `wake` is called after each change.
 
-    `deadline` and `opened_at` are seconds on the table's clock.
+    `deadline` and `opened_at` are seconds on the table's clock. `restart_due`: tokens are missing, and
+    from `restart_from` on it may begin another attempt because of that.
     """
 
-    __slots__ = ("deadline", "opened_at", "stream", "submitted_at", "wake")
+    __slots__ = ("deadline", "opened_at", "restart_due", "restart_from", "stream", "submitted_at", "wake")
 
     def __init__(self, stream: Stream, deadline: float, now: float, wake: Callable[[], None]) -> None:
         self.stream = stream
         self.deadline = deadline
         self.wake = wake
-        self.opened_at = self.submitted_at = now
+        self.opened_at = self.submitted_at = self.restart_from = now
+        self.restart_due = False
 
 
 class StreamTable:
@@ -184,7 +189,7 @@ class StreamTable:
             self._changed(opened)
         elif not self.connected:
             return
-        elif stream.resend_failed(now):
+        elif opened.restart_due or stream.resend_failed(now):
             self._restart(opened, now)
         elif not stream.admitted and now - opened.submitted_at >= SUBMIT_REPEAT_SECONDS:
             self._submit(opened, now)
@@ -284,9 +289,13 @@ class StreamTable:
     # streams
 
     def _restart(self, opened: OpenStream, now: float) -> None:
-        """Tokens are missing: end this attempt and begin the next."""
+        """Tokens are missing: end this attempt and begin the next; while many are lost, only now and then."""
         if not self.connected:
             return  # the welcome of a scheduler does the same
+        opened.restart_due = now < opened.restart_from
+        if opened.restart_due:
+            return
+        opened.restart_from = now + RESTART_SECONDS
         self._send(opened.stream.cancel("gap"))
         if opened.stream.restart(counts=True):
             self._submit_next(opened, "tokens are missing", now)
@@ -295,6 +304,7 @@ class StreamTable:
     def _submit_next(self, opened: OpenStream, cause: str, now: float) -> None:
         """Submit the attempt that a stream has just gone on to."""
         stream = opened.stream
+        opened.restart_due = False
         self._note(
             "submitting again",
             {"request_id": stream.request.request_id, "attempt": stream.attempt, "cause": cause},
