@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -51,26 +52,37 @@ class Delivery:
         return sum(len(choice.ids) for choice in self.choices.values())
 
 
+def _ignore(_tokens: int) -> None:
+    """Nobody wants to know."""
+
+
+class Reading(NamedTuple):
+    """How a client reads a stream: with a pause after each event, with a small buffer (0: the usual one).
+
+    `on_tokens` hears after each event how many tokens there are now.
+    """
+
+    pause_seconds: float = 0.0
+    receive_buffer_bytes: int = 0
+    on_tokens: Callable[[int], None] = _ignore
+
+
 async def ask(
     address: Address,
     template: Template,
     leave_after: float | None = None,
-    read_pause: float = 0.0,
-    receive_buffer_bytes: int = 0,
+    reading: Reading = Reading(),  # noqa: B008 - immutable
 ) -> Delivery:
-    """Send the request, leave after so many seconds if it lasts that long, and note what came.
-
-    `read_pause` seconds pass before each read of a client that is slow.
-    """
+    """Send the request, leave after so many seconds if it lasts that long, and note what came."""
     delivery = Delivery(began=time.monotonic())
     connection: Connection | None = None
     try:
         async with asyncio.timeout(leave_after):
-            connection = await Connection.open(address, receive_buffer_bytes)
+            connection = await Connection.open(address, reading.receive_buffer_bytes)
             answer = await connection.request("POST", template.path, template.body)
             delivery.status = answer.status
             delivery.request_id = answer.headers.get("x-request-id", "")
-            await _take(template, answer, delivery, read_pause)
+            await _take(template, answer, delivery, reading)
     except TimeoutError:
         delivery.ended = "turned away" if leave_after is None else "left"
     except (BrokenConnectionError, OSError) as error:
@@ -82,18 +94,18 @@ async def ask(
     return delivery
 
 
-async def _take(template: Template, answer: Answer, delivery: Delivery, read_pause: float) -> None:
+async def _take(template: Template, answer: Answer, delivery: Delivery, reading: Reading) -> None:
     if answer.status != 200:
         delivery.error = (await answer.body()).decode(errors="replace")
         delivery.ended = "turned away" if answer.status in TURNED_AWAY else "error"
     elif template.streams:
-        await _take_events(answer, delivery, read_pause)
+        await _take_events(answer, delivery, reading)
     else:
         _note(delivery, msgspec.json.decode(await answer.body()))
         delivery.ended = "complete"
 
 
-async def _take_events(answer: Answer, delivery: Delivery, read_pause: float) -> None:
+async def _take_events(answer: Answer, delivery: Delivery, reading: Reading) -> None:
     last = delivery.began
     async for event in answer.events():
         now = time.monotonic()
@@ -102,8 +114,9 @@ async def _take_events(answer: Answer, delivery: Delivery, read_pause: float) ->
             delivery.ended = "error" if delivery.error else "complete"
             return
         _note(delivery, msgspec.json.decode(event))
-        if read_pause:
-            await asyncio.sleep(read_pause)
+        reading.on_tokens(delivery.tokens)
+        if reading.pause_seconds:
+            await asyncio.sleep(reading.pause_seconds)
 
 
 def _note(delivery: Delivery, content: dict[str, Any]) -> None:

@@ -160,6 +160,9 @@ class Fleet:
                 return f"{name} ({error})"
             if status != 200:
                 return f"{name} ({body.decode(errors='replace')[:200]})"
+        for service in self.services:  # behind a shared port only this names the process that answers
+            if not await service.answers("/ready"):
+                return service.name
         serving = await self.value(self.scheduler, "workers", state="serving")
         return "" if serving == self.options.workers else f"workers (serving: {serving})"
 

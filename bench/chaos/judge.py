@@ -91,7 +91,7 @@ def _slip(expected: Sequence[int], got: Sequence[int], position: int) -> Fault:
 def _same(one: Sequence[int], other: Sequence[int]) -> bool:
     """Whether two sequences agree as far as both go, and that is far enough to be no accident."""
     size = min(len(one), len(other))
-    return size >= 2 and list(one[:size]) == list(other[:size])
+    return (size >= 2 or len(one) == len(other) > 0) and list(one[:size]) == list(other[:size])
 
 
 def _rest(expected: Delivered, got: Delivered, whole: bool, logprob_tolerance: float) -> Fault | None:

@@ -6,7 +6,7 @@ import asyncio
 
 from chaos.http_client import Address, reset
 
-PIECE_BYTES = 64 * 2**10
+PIECE_BYTES = 16 * 2**10
 PIECES_UNDER_WAY = 64
 
 
@@ -110,6 +110,6 @@ class Relay:
             await self._flowing.wait()
             if not data:
                 raise ConnectionAbortedError("one side has closed")
+            await asyncio.sleep(len(data) / self.bytes_per_second)
             writer.write(data)
             await writer.drain()
-            await asyncio.sleep(len(data) / self.bytes_per_second)

@@ -15,7 +15,11 @@ from chaos.relay import Relay
 from sfllm_cli.child import Child, ChildSpec
 from sfllm_cli.restarts import GiveUp, RestartHistory, RestartPolicy
 
-POLICY = RestartPolicy(crash_limit=10, first_delay_seconds=0.1, max_delay_seconds=2.0)
+POLICY = RestartPolicy(
+    crash_limit=10, first_delay_seconds=0.1, max_delay_seconds=2.0, max_delay_after_serving_seconds=0.2
+)
+"""In a hurry: a run should be long because much happens in it."""
+
 KILL_SECONDS = 10.0
 
 

@@ -22,7 +22,7 @@ class RestartPolicy:
     window_seconds: float = 60.0
     first_delay_seconds: float = 0.5
     max_delay_seconds: float = 15.0
-    max_delay_after_serving_seconds: float = 2.0
+    max_delay_after_serving_seconds: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

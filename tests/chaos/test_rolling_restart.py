@@ -1,0 +1,51 @@
+"""Every process is restarted in turn while clients ask, and no client notices."""
+
+from __future__ import annotations
+
+import asyncio
+
+from chaos.ask import ask
+from chaos.judge import judge
+from chaos.layout import FleetOptions
+from short_streams import MakeFleet, completion
+
+CLIENTS = 12
+
+# A request is accepted when its status arrives. One may still be turned away before: without a scheduler
+# for the moment that it takes to restart, or when the kernel has put its connection into the queue of a
+# listening socket that is then closed.
+
+
+async def test_a_rolling_restart_under_load_loses_nothing(make_fleet: MakeFleet) -> None:
+    options = FleetOptions(workers=2, gateways=2, shared_port=True, worker={"drain_seconds": 0.5})
+    template = completion("rolling", max_tokens=30, n=2, logprobs=1)
+    stopping = asyncio.Event()
+
+    async with make_fleet(options) as fleet:
+        address = fleet.urls["gateway-0"]
+        calm = await ask(address, template)
+
+        async def client() -> int:
+            answers = 0
+            while not stopping.is_set():
+                delivery = await ask(address, template)
+                if delivery.ended == "turned away" or (delivery.ended == "broken" and not delivery.status):
+                    await asyncio.sleep(0.1)  # nothing was accepted: see below
+                    continue
+                assert (delivery.ended, delivery.error) == ("complete", ""), delivery
+                assert judge(calm, delivery) is None
+                answers += 1
+            return answers
+
+        clients = [asyncio.create_task(client()) for _ in range(CLIENTS)]
+        try:
+            for service in fleet.services:
+                assert service.terminate()
+                assert await service.ended(0, 60)
+                assert service.ends[0].code == 0, service.name
+                await fleet.wait_ready()
+        finally:
+            stopping.set()
+        assert all(answers > 0 for answers in await asyncio.gather(*clients))
+        assert await fleet.leaks() == {}
+        assert set((await fleet.stop()).values()) == {0}
