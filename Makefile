@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-system lint format gpu-check images compose-up compose-down constraints docs clean distclean
+.PHONY: help install serve test test-system lint format gpu-check bench-peers images compose-up compose-down constraints docs clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ format: install ## put all code into the one format
 
 gpu-check: install ## prove and measure the model on this machine's GPU
 	$(BIN)/python bench/gpu_check.py $(ARGS)
+
+bench-peers: install ## measure sfllm beside other servers on this machine: ARGS="--peers vllm --quick"
+	$(BIN)/python -m bench.peers $(ARGS)
 
 images: ## build the three container images
 	docker compose -f deploy/compose/compose.yaml build

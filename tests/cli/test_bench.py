@@ -196,7 +196,7 @@ def test_a_stream_without_its_end_is_an_error(
 ) -> None:
     server.cut_streams = True
     assert main(["bench", "--url", server.url]) == 1
-    assert "the stream ended without [DONE]" in capsys.readouterr().err
+    assert "the stream ended without a finish_reason" in capsys.readouterr().err
 
 
 def test_json_on_standard_output_is_alone_there(

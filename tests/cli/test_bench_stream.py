@@ -44,6 +44,15 @@ def test_an_arrival_has_the_time_at_which_its_line_was_complete() -> None:
     assert (reader.output_tokens, reader.is_complete) == (None, False)
 
 
+@pytest.mark.parametrize("end", [DONE, b'data: {"choices":[{"text":"","finish_reason":"length"}]}\n'])
+def test_an_answer_is_complete_with_its_reason_or_with_the_mark_of_the_end(end: bytes) -> None:
+    reader = AnswerReader()
+    reader.feed(b'data: {"choices":[{"text":"a","finish_reason":null}]}\n', 0.0)
+    assert not reader.is_complete
+    reader.feed(end, 1.0)
+    assert reader.is_complete
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

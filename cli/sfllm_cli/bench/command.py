@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 from rich.console import Console
@@ -29,6 +30,14 @@ MAX_TRACE_BYTES = 256 * 2**20
 MAX_CONNECTIONS = 20_000
 
 
+class Target(NamedTuple):
+    """A server to measure: its address, the settings of its requests, its processes where known."""
+
+    client: ClientSettings
+    settings: BenchSettings
+    roots: frozenset[int]
+
+
 def run(argv: Sequence[str]) -> int:
     """Run the benchmark, print and write its results; 1 when a request failed. Raises `CommandError`."""
     settings = parse(
@@ -38,10 +47,10 @@ def run(argv: Sequence[str]) -> int:
         argv=together("--url", argv),
         known=known_settings(),
     )
-    named, trace = check(settings), read_trace(settings)
+    targets, trace = check(settings), read_trace(settings)
     # Standard output belongs to the JSON document when that goes there.
     console = Console(stderr=settings.json == "-")
-    servers, legs = asyncio.run(benchmark(settings, named, trace, Console(stderr=True)))
+    servers, legs = asyncio.run(benchmark(settings, targets, trace, Console(stderr=True)))
     medians = results(legs)
     show(console, settings, servers, medians)
     write(settings, servers, medians, legs)
@@ -63,7 +72,7 @@ def together(flag: str, argv: Sequence[str]) -> list[str]:
     return [*rest, flag, ",".join(values)] if values else rest
 
 
-def check(settings: BenchSettings) -> dict[str, ClientSettings]:
+def check(settings: BenchSettings) -> dict[str, Target]:
     """The servers by name. Raises `CommandError` for settings that cannot be used, before any work."""
     try:
         parse_span(settings.prompt_tokens)
@@ -73,14 +82,15 @@ def check(settings: BenchSettings) -> dict[str, ClientSettings]:
         raise CommandError(str(error)) from error
     if settings.html is not None or settings.png is not None:
         need_plots()
-    named: dict[str, ClientSettings] = {}
+    named: dict[str, Target] = {}
     for text in settings.url or (f"http://127.0.0.1:{settings.port}",):
         name, equals, url = text.partition("=")
         if not equals or "/" in name:  # a plain address, which may have a query
             name, url = (text if len(settings.url) > 1 else "server"), text
         if name in named:
             raise CommandError(f"--url names {name!r} twice")
-        named[name] = ClientSettings(url=url, model=settings.model, api_key=settings.api_key)
+        client = ClientSettings(url=url, model=settings.model, api_key=settings.api_key)
+        named[name] = Target(client, settings, server_roots(client.base_url))
     return named
 
 
@@ -105,24 +115,19 @@ def read_trace(settings: BenchSettings) -> list[Entry] | None:
 
 async def benchmark(
     settings: BenchSettings,
-    named: dict[str, ClientSettings],
+    targets: Mapping[str, Target],
     trace: Sequence[Entry] | None,
     console: Console,
-    roots: dict[str, frozenset[int]] | None = None,
 ) -> tuple[list[Server], list[Leg]]:
-    """Find and warm up the servers, then run all rounds. Raises `CommandError` when one cannot be used.
-
-    `roots` are the processes of servers whose starter knows them; others are looked for by port.
-    """
+    """Find and warm up the servers, then run all rounds. Raises `CommandError` when one cannot be used."""
     async with contextlib.AsyncExitStack() as stack:
         servers = []
-        for name, client in named.items():
+        for name, target in targets.items():
             session = await stack.enter_async_context(
-                open_session(client, settings.timeout_seconds, MAX_CONNECTIONS)
+                open_session(target.client, settings.timeout_seconds, MAX_CONNECTIONS)
             )
-            known = (roots or {}).get(name, server_roots(client.base_url))
-            server = await _server(settings, name, client, session, known)
-            await warm_up(settings, server, trace)
+            server = await _server(name, target, session)
+            await warm_up(server, trace)
             servers.append(server)
         load = points(settings)
         size = len(shapes(settings, load[0], settings.requests, trace))
@@ -138,14 +143,9 @@ async def benchmark(
         return servers, legs
 
 
-async def _server(
-    settings: BenchSettings,
-    name: str,
-    client: ClientSettings,
-    session: aiohttp.ClientSession,
-    roots: frozenset[int],
-) -> Server:
+async def _server(name: str, target: Target, session: aiohttp.ClientSession) -> Server:
     """The server, and whether its prompts can be token ids, whose number is exact."""
+    client, settings = target.client, target.settings
     model = await choose_model(session, client)
     path = "/v1/chat/completions" if settings.endpoint == "chat" else "/v1/completions"
     sender = Sender(session, client.base_url + path, fresh_connections=settings.fresh_connections)
@@ -154,7 +154,7 @@ async def _server(
         tiny = bodies(settings, model, [Shape(0.0, 4, 1, 0)], token_ids=token_ids, salt="try")
         error = (await sender.send(tiny[0])).error
         if not error:
-            return Server(name, client.base_url, model, token_ids, sender, roots)
+            return Server(name, client.base_url, model, token_ids, sender, settings, target.roots)
     raise CommandError(f"{client.base_url} refuses even a small request: {error}")
 
 

@@ -18,13 +18,18 @@ QUIET_WINDOW_SECONDS = 0.5
 
 
 class Server(NamedTuple):
-    """A server under test. `roots` are its processes on this machine, empty when unknown."""
+    """A server under test.
+
+    `settings` are those of its requests, which may need other fields than another server's.
+    `roots` are its processes on this machine, empty when unknown.
+    """
 
     name: str
     url: str
     model: str
     token_ids: bool
     sender: Sender
+    settings: BenchSettings
     roots: frozenset[int] = frozenset()
 
 
@@ -57,7 +62,6 @@ Measure = Callable[[int], Awaitable[Leg]]
 
 
 async def measure(
-    settings: BenchSettings,
     server: Server,
     point: Point,
     trace: Sequence[Entry] | None,
@@ -66,6 +70,7 @@ async def measure(
     advance: Advance,
 ) -> Leg:
     """One leg: make its requests, send them, and see what the machine did meanwhile."""
+    settings = server.settings
     sizes = shapes(settings, point, settings.requests, trace)
     # Prompts differ in every round and repeat, and are the same for every server.
     salt = f"round {number} {attempt} {point.label}"
@@ -83,8 +88,9 @@ async def measure(
     )
 
 
-async def warm_up(settings: BenchSettings, server: Server, trace: Sequence[Entry] | None) -> None:
+async def warm_up(server: Server, trace: Sequence[Entry] | None) -> None:
     """Send requests that are not counted, one at a time."""
+    settings = server.settings
     sizes = shapes(settings, Point(1), settings.warmup, trace)
     for body in bodies(settings, server.model, sizes, token_ids=server.token_ids, salt="warm-up"):
         await server.sender.send(body)
@@ -96,8 +102,11 @@ async def undisturbed(settings: BenchSettings, run: Measure, announce: Announce)
     When all attempts were disturbed, the one that was least is kept and marked. A single round is
     never repeated: it is a quick look, on a machine that is in use.
     """
+    if settings.rounds == 1:
+        leg = await run(0)
+        return [leg._replace(disturbed=leg.cpu.disturbed(settings.max_disturbance))]
     legs: list[Leg] = []
-    for attempt in range(settings.max_repeats + 1 if settings.rounds > 1 else 1):
+    for attempt in range(settings.max_repeats + 1):
         leg = await run(attempt)
         leg = leg._replace(disturbed=leg.cpu.disturbed(settings.max_disturbance))
         if not leg.disturbed:
@@ -137,7 +146,7 @@ async def all_rounds(
         async def run(attempt: int) -> Leg:
             if settings.rounds > 1:
                 await wait_until_quiet(settings, server)
-            return await measure(settings, server, point, trace, number, attempt, advance)
+            return await measure(server, point, trace, number, attempt, advance)
 
         return await undisturbed(settings, run, announce)
 

@@ -56,7 +56,7 @@ class Sender:
             async for data in response.content.iter_any():
                 answer.feed(data, time.perf_counter())
         if not answer.is_complete:
-            raise ServerError("the stream ended without [DONE]")
+            raise ServerError("the stream ended without a finish_reason or [DONE]")
 
 
 async def closed_loop(

@@ -21,6 +21,7 @@ class _Delta(msgspec.Struct, gc=False):
 class _Choice(msgspec.Struct, gc=False):
     text: str | None = None
     delta: _Delta | None = None
+    finish_reason: str | None = None
 
 
 class _Usage(msgspec.Struct, gc=False):
@@ -70,6 +71,8 @@ class AnswerReader:
         if event.usage is not None:
             self.prompt_tokens = event.usage.prompt_tokens
             self.output_tokens = event.usage.completion_tokens
+        # Some servers send no [DONE] after the reason of the end.
+        self.is_complete |= any(choice.finish_reason is not None for choice in event.choices)
         # An event with only the role, the reason of the end or the usage brings no output.
         if any(_has_text(choice) for choice in event.choices):
             self.arrivals.append(now)

@@ -86,8 +86,8 @@ def rescaled(times: Sequence[float], rate: float) -> list[float]:
     """
     if not times or times[-1] == 0:
         return list(times)
-    factor = (len(times) - 1) / rate / times[-1]
-    return [time * factor for time in times]
+    seconds = (len(times) - 1) / rate
+    return [time / times[-1] * seconds for time in times]
 
 
 def _length(source: random.Random, median: int, sigma: float, low: int, high: int) -> int:

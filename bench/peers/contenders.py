@@ -1,0 +1,142 @@
+"""The servers that are compared: how each is started, and what its requests need.
+
+Flags are those that served each peer best on a CPU, so that none loses by its defaults.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.peers.install import Installer
+from bench.peers.models import Models
+
+OURS = "sfllm"
+MAX_MODEL_TOKENS = 4096
+SLOTS = 16
+# The longest request of the workloads is 2,048 tokens in and 512 out.
+SLOT_TOKENS = 2816
+_TCMALLOC = "libtcmalloc_minimal.so.4"
+_LIBRARY_FOLDERS = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One server of the comparison. `command` has `{port}` where its port goes."""
+
+    name: str
+    precision: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    model: str = "m"
+    ignore_eos: bool = True
+    extra_body: str = "{}"
+    workloads: tuple[str, ...] = ("W1", "W2", "W3", "W4")
+
+
+class Setup(NamedTuple):
+    """What contenders are made from."""
+
+    installer: Installer
+    models: Models
+    cores: int
+    our_arguments: Sequence[str] = ()
+    preload: Sequence[str] = ()
+
+
+def ours(setup: Setup) -> Contender:
+    """This project, as its environment runs it."""
+    sfllm = str(Path(sys.executable).with_name("sfllm"))
+    command = (sfllm, "serve", "--model", str(setup.models.directory), "--served-model-name", "m")
+    return Contender(
+        OURS, "bf16", (*command, "--port", "{port}", "--dtype", "bfloat16", *setup.our_arguments)
+    )
+
+
+def vllm(setup: Setup) -> Contender:
+    """vLLM's build for CPUs, on all cores, with the allocator and the OpenMP that it recommends."""
+    environment = setup.installer.vllm()
+    openmp = next(environment.glob("lib/python*/site-packages/vllm/lib/libiomp5.so"), None)
+    openmp = openmp or next(environment.glob("lib/libiomp5.so"), None)
+    preload = [*setup.preload, *([str(openmp)] if openmp else [])]
+    found = [path for folder in _LIBRARY_FOLDERS if (path := Path(folder, _TCMALLOC)).exists()]
+    if not any(_TCMALLOC in library for library in preload) and found:
+        preload.insert(0, str(found[0]))
+    command = (
+        *(str(environment / "bin" / "vllm"), "serve", str(setup.models.directory)),
+        *("--served-model-name", "m", "--host", "127.0.0.1", "--port", "{port}"),
+        *("--dtype", "bfloat16", "--max-model-len", str(MAX_MODEL_TOKENS)),
+    )
+    variables = {
+        "LD_PRELOAD": ":".join(preload),
+        "VLLM_CPU_OMP_THREADS_BIND": f"0-{setup.cores - 1}",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    return Contender("vllm", "bf16", command, variables)
+
+
+def llama_cpp(setup: Setup) -> Contender:
+    """llama.cpp's server with weights in bfloat16."""
+    binaries = setup.installer.llama_cpp()
+    model = setup.models.bf16_gguf(binaries / "llama-quantize")
+    return Contender("llama.cpp", "bf16", _llama_command(setup, binaries, model))
+
+
+def llama_cpp_q4_1(setup: Setup) -> Contender:
+    """llama.cpp's server with the default model's own quantization, the file as it is published."""
+    command = _llama_command(setup, setup.installer.llama_cpp(), setup.models.gguf)
+    return Contender("llama.cpp-q4_1", "Q4_1", command)
+
+
+def transformers(setup: Setup) -> Contender:
+    """`transformers serve` with continuous batching."""
+    command = (
+        *(str(setup.installer.transformers() / "bin" / "transformers"), "serve", str(setup.models.directory)),
+        *("--continuous-batching", "--cb-num-blocks", "1024", "--cb-block-size", "32"),
+        *("--cb-max-batch-tokens", "512", "--dtype", "bfloat16", "--device", "cpu"),
+        *("--host", "127.0.0.1", "--port", "{port}"),
+    )
+    # Listing models fails without a cache directory, even an empty one.
+    cache = setup.installer.root / "empty-hub-cache"
+    cache.mkdir(exist_ok=True)
+    return Contender(
+        "transformers",
+        "bf16",
+        command,
+        {"HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"},
+        model=str(setup.models.directory),
+        ignore_eos=False,
+        extra_body=json.dumps({"generation_config": json.dumps({"eos_token_id": -1})}),
+    )
+
+
+def generate(setup: Setup) -> Contender:
+    """Plain `generate`, one request at a time, as a first server around transformers would do it."""
+    python = str(setup.installer.transformers() / "bin" / "python")
+    program = str(Path(__file__).with_name("plain_generate.py"))
+    command = (python, program, str(setup.models.directory), "{port}")
+    # One request at a time takes minutes where many come; two workloads show what there is to show.
+    return Contender("generate", "bf16", command, {"HF_HUB_OFFLINE": "1"}, workloads=("W1", "W2"))
+
+
+PEERS: dict[str, Callable[[Setup], Contender]] = {
+    "vllm": vllm,
+    "llama.cpp": llama_cpp,
+    "llama.cpp-q4_1": llama_cpp_q4_1,
+    "transformers": transformers,
+    "generate": generate,
+}
+
+
+def _llama_command(setup: Setup, binaries: Path, model: Path) -> tuple[str, ...]:
+    return (
+        *(str(binaries / "llama-server"), "--model", str(model), "--alias", "m", "--offline"),
+        *("--host", "127.0.0.1", "--port", "{port}", "--parallel", str(SLOTS)),
+        *("--ctx-size", str(SLOTS * SLOT_TOKENS), "--flash-attn", "off", "--threads", str(setup.cores)),
+    )

@@ -1,0 +1,121 @@
+"""The pure parts of the comparison with other servers: the roofline, the table, the ratios."""
+
+from __future__ import annotations
+
+import math
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+sys.path.append(str(Path(__file__).parents[2]))
+
+from bench.peers.install import vllm_requirements
+from bench.peers.results import Row, Start, draw, ratios, table
+from bench.peers.roofline import Machine, ModelSize, Size, floor_seconds
+
+SMOLLM2 = ModelSize(30, 576, 9, 3, 64, 1536, 49152)
+MACHINE = Machine(read_bytes=25e9, operations=2.3e12)
+
+
+def test_the_default_model_has_as_many_weights_as_it_is_said_to_have() -> None:
+    assert SMOLLM2.weights == pytest.approx(134.5e6, rel=0.001)
+    assert SMOLLM2.cache_bytes_per_token == 23040
+
+
+def test_a_long_answer_alone_takes_as_long_as_reading_all_weights_for_each_token() -> None:
+    seconds = floor_seconds(MACHINE, SMOLLM2, "bf16", [Size(1, 0, 101)], 1)
+    assert seconds / 100 == pytest.approx(SMOLLM2.weights * 2 / 25e9, rel=0.01)
+
+
+def test_requests_at_once_share_the_reading_of_weights() -> None:
+    requests = [Size(16, 0, 128)] * 40
+    together = floor_seconds(MACHINE, SMOLLM2, "bf16", requests, 40)
+    assert floor_seconds(MACHINE, SMOLLM2, "bf16", requests, 1) > 10 * together
+
+
+sizes = st.lists(
+    st.builds(Size, st.integers(64, 512), st.just(0), st.integers(1, 128)), min_size=1, max_size=50
+)
+
+
+@given(sizes, st.integers(1, 64))
+def test_less_to_read_or_to_compute_never_takes_longer(requests: list[Size], at_once: int) -> None:
+    whole = floor_seconds(MACHINE, SMOLLM2, "bf16", requests, at_once)
+    assert 0 < whole < math.inf
+    assert floor_seconds(MACHINE, SMOLLM2, "Q4_1", requests, at_once) <= whole
+    assert floor_seconds(MACHINE, SMOLLM2, "bf16", requests, at_once + 1) <= whole
+    shared = [size._replace(shared=64) for size in requests]
+    assert floor_seconds(MACHINE, SMOLLM2, "bf16", shared, at_once) <= whole
+    assert floor_seconds(MACHINE, SMOLLM2, "bf16", requests[1:], at_once) <= whole
+
+
+def row(workload: str, server: str, rate: float, precision: str = "bf16") -> Row:
+    return Row(
+        workload=workload,
+        server=server,
+        precision=precision,
+        rounds=5,
+        disturbed=0,
+        failed=0,
+        output_tokens=1024,
+        tokens_per_second=rate,
+        lowest=rate - 1,
+        highest=rate + 1,
+        requests_per_second=rate / 128,
+        ttft_p50=50.0,
+        ttft_p99=60.0,
+        itl_p50=math.nan,
+        itl_p99=20.0,
+        end_to_end_mean=900.0,
+        server_cores=1.9,
+        roofline_share=0.5,
+    )
+
+
+ROWS = [
+    row("W1", "sfllm", 50),
+    row("W1", "vllm", 40),
+    row("W1", "llama.cpp-q4_1", 150, "Q4_1"),
+    row("W2", "sfllm", 300),
+    row("W2", "vllm", 600),
+    row("W2", "generate", 24),
+]
+
+
+def test_ratios_are_to_the_best_peer_of_the_same_precision() -> None:
+    assert ratios(ROWS) == "ratios: W1 bf16 1.25x vllm; W2 bf16 0.50x vllm"
+    assert ratios(ROWS[:1]) == "ratios: nothing to compare"
+
+
+def test_quantized_servers_are_compared_with_each_other() -> None:
+    quantized = [*ROWS, row("W1", "sfllm-int4", 180, "int4")]
+    assert "W1 int4 1.20x llama.cpp-q4_1" in ratios(quantized)
+
+
+def test_the_table_has_a_line_for_every_row_and_every_start() -> None:
+    text = table(ROWS, [Start("sfllm", 2.5, 2**30)])
+    assert "| W2 | vllm | bf16 | 600.0 (599.0 .. 601.0) |" in text
+    assert "| sfllm | 2.5 s | 1.00 GiB |" in text
+    assert ROWS[0].to_json()["itl_p50"] is None
+
+
+def test_a_row_that_failed_or_was_disturbed_says_so() -> None:
+    bad = Row(**{**ROWS[0].to_json(), "itl_p50": math.nan, "failed": 2, "disturbed": 1})
+    assert "2 failed, 1 of 5 disturbed" in table([bad], [])
+
+
+def test_the_picture_is_drawn_without_rounds_too() -> None:
+    assert draw(ROWS, []).startswith(b"\x89PNG")
+
+
+def test_only_what_the_server_loads_is_installed_for_vllm(tmp_path: Path) -> None:
+    wheel = tmp_path / "peer-1.whl"
+    needed = ["regex", "torch==2.13.0+cpu; platform_machine == 'x86_64'", "torchaudio", "torch-extra>=1"]
+    lines = [*needed, "opencv-python-headless>=4", 'pandas; extra == "bench"']
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("peer-1.dist-info/METADATA", "\n".join(f"Requires-Dist: {line}" for line in lines))
+    assert vllm_requirements(wheel) == ["regex", "torch-extra>=1"]
