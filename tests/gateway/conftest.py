@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from fake_scheduler import FakeScheduler, Script
@@ -31,3 +31,25 @@ def gateway(shared_gateway: GatewayProcess, scheduler: FakeScheduler) -> Gateway
     scheduler.seen.clear()
     scheduler.prompts.clear()
     return shared_gateway
+
+
+@pytest.fixture
+def own_scheduler() -> Iterator[FakeScheduler]:
+    fake = FakeScheduler()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., GatewayProcess]]:
+    """Starts gateways that are stopped when the test ends."""
+    started: list[GatewayProcess] = []
+
+    def make(scheduler: FakeScheduler, *flags: str) -> GatewayProcess:
+        started.append(GatewayProcess(scheduler, *flags))
+        return started[-1]
+
+    yield make
+    for process in started:
+        process.process.kill()
+        process.process.wait()

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
+import psutil
 import requests
 from fake_scheduler import FakeScheduler
 
@@ -59,6 +60,10 @@ class GatewayProcess:
         while not met():
             assert time.monotonic() < end, self.log()
             time.sleep(0.02)
+
+    def resident_bytes(self) -> int:
+        """Memory that the process holds."""
+        return psutil.Process(self.process.pid).memory_info().rss
 
     def metric(self, name: str) -> float:
         """The sum over labels of a metric."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import requests
@@ -63,3 +67,44 @@ def finish_reasons(chunks: list[Any], index: int = 0) -> list[str]:
         for choice in chunk["choices"]
         if choice["index"] == index and choice["finish_reason"] is not None
     ]
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
+
+
+def open_stream(gateway: GatewayProcess, **fields: object) -> tuple[requests.Response, Iterator[bytes]]:
+    """A stream after its first event with text."""
+    body = {"prompt": "x", "stream": True, "max_tokens": 26, **fields}
+    answer = requests.post(gateway.url + "/v1/completions", json=body, stream=True, timeout=20)
+    assert answer.status_code == 200
+    lines = answer.iter_lines(chunk_size=1)
+    return answer, lines
+
+
+def read_all(client: socket.socket) -> bytes:
+    """All that is still to come; a connection that was cut off may end with a reset."""
+    parts = []
+    with contextlib.suppress(ConnectionResetError):
+        while part := client.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def rest(lines: Iterator[bytes]) -> list[dict[str, object]]:
+    found = [line[6:] for line in lines if line.startswith(b"data: ")]
+    assert found[-1] == b"[DONE]"
+    return [json.loads(line) for line in found[:-1]]
+
+
+def begin(gateway: GatewayProcess, path: str, body: Any, **headers: str) -> socket.socket:
+    """A connection on which a whole request was sent and nothing was read."""
+    data = json.dumps(body).encode()
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(data)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    client = socket.create_connection(("127.0.0.1", gateway.port), timeout=20)
+    client.sendall("\r\n".join([*lines, "", ""]).encode() + data)
+    return client

@@ -222,7 +222,9 @@ def test_what_the_scheduler_refuses_keeps_its_status_even_for_a_stream(
 ) -> None:
     scheduler.script.reject = Rejected(0, 0, code, "not now", 1.2)
     answer = post(gateway, CHAT, {"messages": MESSAGES, "stream": streaming})
-    assert error(answer, status) == {"message": "not now", "type": kind, "param": None, "code": code}
+    request_id = answer.headers["X-Request-Id"]
+    message = f"not now (request {request_id})" if code == "engine_failure" else "not now"
+    assert error(answer, status) == {"message": message, "type": kind, "param": None, "code": code}
     assert answer.headers["Retry-After"] == "2"
 
 

@@ -2,79 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
 from fake_scheduler import FakeScheduler, model_card
 from gateway_process import GatewayProcess
-from http_client import complete, error, events, finish_reasons, post, stream, text_of
+from http_client import (
+    complete,
+    error,
+    events,
+    finish_reasons,
+    open_stream,
+    post,
+    read_all,
+    rest,
+    stream,
+    text_of,
+    wait_until,
+)
 
 from sfllm.messages import Cancel, GatewayBye, ModelState, Resend, Submit
 
 COMPLETIONS = "/v1/completions"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-
-
-@pytest.fixture
-def own_scheduler() -> Iterator[FakeScheduler]:
-    fake = FakeScheduler()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
-def start() -> Iterator[Callable[..., GatewayProcess]]:
-    """Starts gateways that are stopped when the test ends."""
-    started: list[GatewayProcess] = []
-
-    def make(scheduler: FakeScheduler, *flags: str) -> GatewayProcess:
-        started.append(GatewayProcess(scheduler, *flags))
-        return started[-1]
-
-    yield make
-    for process in started:
-        process.process.kill()
-        process.process.wait()
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
-
-
-def open_stream(gateway: GatewayProcess, **fields: object) -> tuple[requests.Response, Iterator[bytes]]:
-    """A stream after its first event with text."""
-    body = {"prompt": "x", "stream": True, "max_tokens": 26, **fields}
-    answer = requests.post(gateway.url + COMPLETIONS, json=body, stream=True, timeout=20)
-    assert answer.status_code == 200
-    lines = answer.iter_lines(chunk_size=1)
-    return answer, lines
-
-
-def read_all(client: socket.socket) -> bytes:
-    """All that is still to come; a connection that was cut off may end with a reset."""
-    parts = []
-    with contextlib.suppress(ConnectionResetError):
-        while part := client.recv(65536):
-            parts.append(part)
-    return b"".join(parts)
-
-
-def rest(lines: Iterator[bytes]) -> list[dict[str, object]]:
-    found = [line[6:] for line in lines if line.startswith(b"data: ")]
-    assert found[-1] == b"[DONE]"
-    return [json.loads(line) for line in found[:-1]]
 
 
 @pytest.mark.parametrize("tokens_per_message", [1, 3])

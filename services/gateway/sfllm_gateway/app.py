@@ -74,7 +74,8 @@ def _add_generation(app: FastAPI, state: GatewayState, endpoint: Endpoint) -> No
         methods=["POST"],
         name=endpoint.name,
         summary=endpoint.summary,
-        openapi_extra=openapi.request_body(endpoint.request_type),
+        openapi_extra=openapi.request_body(endpoint.request_type)
+        | {"parameters": [openapi.TIMEOUT_PARAMETER]},
         responses=openapi.GENERATION_RESPONSES,
     )
 
@@ -176,6 +177,8 @@ def _add_info(app: FastAPI, state: GatewayState) -> None:
                 "max_streams": state.settings.max_streams,
                 "max_body_bytes": state.settings.max_body_bytes,
                 "request_timeout_seconds": state.settings.request_timeout_seconds,
+                "max_request_timeout_seconds": state.settings.max_request_timeout_seconds,
+                "max_journal_bytes": state.settings.max_journal_bytes,
                 "models": state.registry.overview(),
             }
         )

@@ -14,6 +14,8 @@ from starlette.types import Receive, Scope, Send
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.settings import GatewaySettings
 from sfllm_gateway import native
+from sfllm_gateway.budget import JournalBudget
+from sfllm_gateway.client import Client, request_timeout
 from sfllm_gateway.echo import answer_echo
 from sfllm_gateway.generation import Answer, Generation
 from sfllm_gateway.http_io import ABORT, Headers, read_body
@@ -51,6 +53,8 @@ class GatewayState:
         self.draining = False
         self.open_requests = 0
         self.sessions: set[Session] = set()
+        self.journals = JournalBudget(settings.max_journal_bytes)
+        metrics.journal_bytes.set_function(lambda: self.journals.reserved)
 
     def problem(self) -> str | None:
         """Why no request can be served now, None if one can."""
@@ -164,39 +168,44 @@ async def serve_generation(
         raise ServiceError(
             ErrorCode.QUEUE_FULL, "this gateway has as many requests open as it may", retry_after_seconds=1
         )
+    client = Client(receive, arrived + request_timeout(scope, state.settings))
     state.open_requests += 1
     state.metrics.open_requests.inc()
     try:
-        body = await read_body(scope, receive, state.settings.max_body_bytes)
-        request, ignored = endpoint.decode(body)
-        del body
-        _take_request_id(request.request_id, scope)
-        endpoint.check(request)
-        model = state.registry.resolve(request.model)
-        generation = await endpoint.prepare(request, model, state.pool)
-        request_id = scope["state"]["request_id"]
-        answer = endpoint.answer(request, generation, endpoint.id_prefix + request_id, arrived)
-        headers = _ignored_header(state, ignored)
-        log.debug("request accepted", request_id=request_id)
-        if not generation.needs_worker:
-            await answer_echo(generation, answer, send, headers)
-            return
-        session = Session(
-            SessionContext(state.link, state.metrics, state.settings),
-            generation,
-            answer,
-            request_id,
-            arrived,
-            scope["extensions"][ABORT]["abort"],
-        )
-        state.sessions.add(session)
-        try:
-            await session.run(receive, send, headers)
-        finally:
-            state.sessions.discard(session)
+        await _serve_client(state, endpoint, scope, client, send, arrived)
     finally:
+        client.close()
         state.open_requests -= 1
         state.metrics.open_requests.dec()
+
+
+async def _serve_client(
+    state: GatewayState, endpoint: Endpoint, scope: Scope, client: Client, send: Send, arrived: float
+) -> None:
+    body = await client.wait_for(read_body(scope, client.receive, state.settings.max_body_bytes))
+    client.watch()
+    request, ignored = endpoint.decode(body)
+    del body
+    _take_request_id(request.request_id, scope)
+    endpoint.check(request)
+    model = state.registry.resolve(request.model)
+    generation = await client.wait_for(endpoint.prepare(request, model, state.pool))
+    request_id = scope["state"]["request_id"]
+    answer = endpoint.answer(request, generation, endpoint.id_prefix + request_id, arrived)
+    headers = _ignored_header(state, ignored)
+    log.debug("request accepted", request_id=request_id)
+    if not generation.needs_worker:
+        await answer_echo(generation, answer, send, headers)
+        return
+    abort = scope["extensions"][ABORT]["abort"]
+    context = SessionContext(state.link, state.metrics, state.settings)
+    session = Session(context, generation, answer, request_id, arrived, abort)
+    with state.journals.reserve(generation):
+        state.sessions.add(session)
+        try:
+            await session.run(client, send, headers)
+        finally:
+            state.sessions.discard(session)
 
 
 def _take_request_id(value: str | None, scope: Scope) -> None:

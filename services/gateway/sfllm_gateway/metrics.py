@@ -40,6 +40,10 @@ class GatewayMetrics:
             "request_migrations_total", "times a running request was submitted again", MODEL
         )
         self.open_requests = registry.gauge("gateway_open_requests", "generation requests open at the moment")
+        self.journal_bytes = registry.gauge(
+            "gateway_journal_bytes",
+            "bytes that open requests may come to hold",
+        )
         self.first_token = histogram(
             "time_to_first_token_seconds", "arrival to first token", FIRST_TOKEN_BUCKETS, MODEL
         )

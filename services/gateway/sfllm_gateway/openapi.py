@@ -9,6 +9,7 @@ import msgspec
 from fastapi import FastAPI
 
 from sfllm.errors import HTTP_ERRORS
+from sfllm_gateway.client import TIMEOUT_HEADER
 
 REFERENCE = "#/components/schemas/{name}"
 
@@ -65,6 +66,16 @@ def request_body(request_type: type[msgspec.Struct]) -> dict[str, Any]:
     """The `requestBody` of an endpoint that takes this struct."""
     schema = {"$ref": REFERENCE.format(name=request_type.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+TIMEOUT_PARAMETER: dict[str, Any] = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "required": False,
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+    "description": "Seconds from the request's arrival to the last byte of its answer, as a decimal number; "
+    "after them it ends with 504. The server's own limit goes before.",
+}
 
 
 def install(app: FastAPI, types: Sequence[type[msgspec.Struct]]) -> None:

@@ -72,7 +72,11 @@ async def serve(settings: GatewaySettings) -> None:
     try:
         if settings.admin_port:
             admin = AdminServer(
-                settings.admin_host, settings.admin_port, metrics.registry, problem=lambda: None
+                settings.admin_host,
+                settings.admin_port,
+                metrics.registry,
+                problem=lambda: None,
+                unready=state.problem,
             )
         registry.start()
         await _serve_http(state, listener)

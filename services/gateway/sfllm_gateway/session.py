@@ -13,10 +13,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import structlog
-from starlette.types import Receive, Send
+from starlette.types import Send
 
 from sfllm.settings import GatewaySettings
 from sfllm_gateway.choice import Choice, cached_tokens
+from sfllm_gateway.client import Client
 from sfllm_gateway.failures import as_service_error
 from sfllm_gateway.generation import Answer, Generation, Update, Usage, join_updates
 from sfllm_gateway.http_io import (
@@ -66,7 +67,6 @@ class Session:
         self._generation = generation
         self._answer = answer
         self._request_id = request_id
-        self._arrived = arrived
         self._loop = asyncio.get_running_loop()
         self._opened: list[OpenStream] = []
         self._choices: list[Choice] = []
@@ -77,14 +77,15 @@ class Session:
         self._sending_since: float | None = None
         self._abort = abort
 
-    async def run(self, receive: Receive, send: Send, headers: Headers = ()) -> None:
+    async def run(self, client: Client, send: Send, headers: Headers = ()) -> None:
         """Serve the request. Raises `ServiceError` if it failed before anything was sent."""
-        deadline = self._arrived + self._settings.request_timeout_seconds
         self._send = send
-        self._timer = self._loop.call_later(self._timer_seconds(), self._watch_time, deadline)
-        watcher = self._loop.create_task(self._watch_client(receive))
+        self._timer = self._loop.call_later(self._timer_seconds(), self._watch_time, client.deadline)
+        client.on_gone = lambda: self.fail(ClientGoneError())
         try:
-            self._submit(deadline)
+            if client.gone:
+                raise ClientGoneError
+            self._submit(client.deadline)
             await self._until_admitted()
             if self._generation.stream:
                 await self._write_stream(headers)
@@ -94,7 +95,6 @@ class Session:
             self._meter.client_left()
         finally:
             self._timer.cancel()
-            watcher.cancel()
             for opened in self._opened:
                 self._link.release(opened, "request ended")
             self._record_end()
@@ -119,11 +119,6 @@ class Session:
             await self._waiter
             self._waiter = None
         self._awake = False
-
-    async def _watch_client(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self.fail(ClientGoneError())
 
     def _timer_seconds(self) -> float:
         return min(self._settings.keep_alive_seconds, DEADLINE_GRACE_SECONDS)

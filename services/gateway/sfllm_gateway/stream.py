@@ -205,7 +205,10 @@ class Stream:
             code = ErrorCode(message.code)
         except ValueError:  # of a newer scheduler
             code = ErrorCode.ENGINE_FAILURE
-        self.error = ServiceError(code, message.message, retry_after_seconds=message.retry_after_seconds)
+        text = message.message
+        if code is ErrorCode.ENGINE_FAILURE and self.request.request_id not in text:
+            text = f"{text} (request {self.request.request_id})"  # by which it is found in the logs
+        self.error = ServiceError(code, text, retry_after_seconds=message.retry_after_seconds)
 
     def on_interrupted(self, message: Interrupted) -> bool:
         """The attempt was lost. True: the next one is to be submitted."""
