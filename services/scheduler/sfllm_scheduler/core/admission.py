@@ -14,6 +14,7 @@ from sfllm_scheduler.core.refusal import (
     MAX_NAME_CHARACTERS,
     RefusedError,
     check_fits,
+    check_in_time,
     check_shape,
 )
 from sfllm_scheduler.core.requests import Key, Rank, Request
@@ -75,6 +76,7 @@ def _admit(state: State, key: Key, message: Submit, arrays: Sequence[Array], ran
             f"{state.waiting_count} requests wait already; try again later",
             state.drain_rate.retry_after(state.waiting_count, now),
         )
+    check_in_time(model, message, now)
     state.enqueue(request)
     state.deadlines.add(key, message.attempt, now + message.milliseconds_left / 1000)
     state.to_gateway(key.gateway, Admitted(message.handle, message.attempt))

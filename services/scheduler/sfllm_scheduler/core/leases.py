@@ -78,6 +78,7 @@ def worker_hello(state: State, peer: bytes, message: WorkerHello, now: float) ->
         state.record("worker_refused", worker=worker.worker_id, model=message.card.name)
         return
     model.workers[peer] = worker
+    model.backlog.reset()
     model.workerless_since = None
     model.recheck_at = now + policy.worker_wait_seconds
     model.may_grant = True
@@ -184,8 +185,10 @@ def _remove_worker(state: State, worker: Worker, cause: str, now: float) -> None
 def _after_leaving(state: State, worker: Worker, now: float) -> None:
     """Its model has a worker less that takes requests."""
     model = state.models.get(worker.card.name)
-    if model is not None and model.workerless_since is None and not model.serving:
-        model.workerless_since = now
+    if model is not None:
+        model.backlog.reset()
+        if model.workerless_since is None and not model.serving:
+            model.workerless_since = now
     state.announce_models()
 
 

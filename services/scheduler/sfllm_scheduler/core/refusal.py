@@ -1,12 +1,14 @@
-"""Why a request is not taken: it contradicts itself, or it is too large for what there is."""
+"""Why a request is not taken: it contradicts itself, is too large, or would not be served in time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 
 from sfllm.errors import ErrorCode
 from sfllm.messages import Submit
 from sfllm.wire import Array
+from sfllm_scheduler.core.drain_rate import LONGEST_RETRY_SECONDS
 from sfllm_scheduler.core.requests import Request
 from sfllm_scheduler.core.state import Model
 
@@ -44,6 +46,26 @@ def check_shape(message: Submit, arrays: Sequence[Array]) -> None:
     )
     if not sound:
         raise RefusedError(ErrorCode.INVALID_REQUEST, "the request contradicts itself (counts and arrays)")
+
+
+def check_in_time(model: Model, message: Submit, now: float) -> None:
+    """Refuse a first attempt that would only wait until its deadline. Raises `RefusedError`.
+
+    Only what is quite sure is refused: when more waits than the workers run at a time, and when it is
+    known how fast that goes.
+    """
+    before = model.waiting.before(message.priority)
+    at_once = sum(worker.capacity.slots for worker in model.serving)
+    if message.attempt > 0 or before <= at_once:
+        return
+    wait = model.backlog.expected_wait(before, at_once, now)
+    left = message.milliseconds_left / 1000
+    if wait is not None and wait > left:
+        raise RefusedError(
+            ErrorCode.QUEUE_FULL,
+            f"{before} requests go first, which takes about {wait:.0f} s; the deadline is in {left:.0f} s",
+            float(min(max(ceil(wait - left), 1), LONGEST_RETRY_SECONDS)),
+        )
 
 
 def check_fits(model: Model, request: Request) -> None:

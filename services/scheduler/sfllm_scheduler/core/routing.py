@@ -22,10 +22,12 @@ def grant_all(state: State, now: float) -> None:
         if not model.may_grant:
             continue
         model.may_grant = False
+        waited = len(model.waiting)
         _grant_suspects(state, model, now)
         # A retried request first looks for a worker other than its last one.
         for avoid in (True, False):
             _grant_model(state, model, now, avoid=avoid)
+        model.backlog.note(waited - len(model.waiting), len(model.waiting), now)
 
 
 def _grant_suspects(state: State, model: Model, now: float) -> None:

@@ -18,6 +18,7 @@ import msgspec
 
 from sfllm.messages import ALL_CHOICES, Message, ModelCard, Models, ModelState, WorkerCancel
 from sfllm.wire import Array
+from sfllm_scheduler.core.backlog import Backlog
 from sfllm_scheduler.core.drain_rate import DrainRate
 from sfllm_scheduler.core.events import Action, Field, Happening, Record, ToGateway, ToWorker
 from sfllm_scheduler.core.expiry import Deadlines
@@ -67,6 +68,7 @@ class Model:
         self.card = card
         self.assets_ready = not card.assets
         self.waiting = WaitingRequests()
+        self.backlog = Backlog()
         self.workers: dict[bytes, Worker] = {}
         self.workerless_since: float | None = now
         self.recheck_at: float | None = None

@@ -81,6 +81,11 @@ class WaitingRequests:
         """How many of them are no suspects."""
         return len(self._by_submission) - len(self.suspects)
 
+    def before(self, priority: int) -> int:
+        """How many of them a new request of that priority would wait for."""
+        urgent = (group for number, group in self.classes.items() if number <= priority)
+        return len(self.suspects) + sum(len(group.by_age) for group in urgent)
+
     def add(self, request: Request) -> None:
         """Put a request into the queue."""
         self._by_submission[request.key] = request
