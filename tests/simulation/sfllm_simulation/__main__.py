@@ -8,8 +8,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from .checks import patience
 from .report import failing, quiet_logs
-from .run import Result, patience, run
+from .run import Result, run
 from .scenario import scenario
 from .script import read_script
 

@@ -37,15 +37,8 @@ def play(world: World, event: Event) -> None:
             _crash(world, event)
         case Drain():
             _drain(world, event)
-        case FailStep():
-            worker = world.peers[event.process]
-            if isinstance(worker, Worker) and worker.alive:
-                world.down[event.process] = event.down
-                worker.fail_step()
-        case SlowStep():
-            worker = world.peers[event.process]
-            if isinstance(worker, Worker) and worker.alive:
-                worker.slow_step(event.seconds)
+        case FailStep() | SlowStep():
+            _spoil_step(world, event)
         case Pause():
             _pause(world, event)
         case Cut():
@@ -93,6 +86,18 @@ def _drain(world: World, event: Drain) -> None:
         return
     world.down[event.process] = event.down
     peer.do(peer.drain)
+
+
+def _spoil_step(world: World, event: FailStep | SlowStep) -> None:
+    worker = world.peers[event.process]
+    assert isinstance(worker, Worker)
+    if not worker.alive:
+        return
+    if isinstance(event, FailStep):
+        world.down[event.process] = event.down
+        worker.fail_step()
+    else:
+        worker.slow_step(event.seconds)
 
 
 def _pause(world: World, event: Pause) -> None:

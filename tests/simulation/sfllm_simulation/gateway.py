@@ -50,6 +50,11 @@ class Client:
         self._reasons: list[str | None] = [None] * asked.n
 
     @property
+    def tokens(self) -> int:
+        """How many tokens it has got."""
+        return sum(self._seen)
+
+    @property
     def name(self) -> str:
         """How reports call it."""
         return f"request {self.asked.request}"

@@ -1,7 +1,7 @@
 """A scenario as plain lines that people read, edit and run again.
 
     seed 7, 1 gateways, 2 workers of 4 slots and 512 cache tokens, steps of 20 ms
-    t=0.1 gateway-0 opens request 1: prompt 12 tokens, n=2, at most 20 tokens, priority 0, logprobs -1, deadline 60 s
+    t=0.1 gateway-0 opens request 1: prompt 12, n 2, tokens 20, priority 0, logprobs -1, deadline 60 s
     t=0.3 worker-1 crashes, back after 1.5 s
 
 Each kind of line is a class whose template says how it is written; reading is the template backwards.
@@ -63,6 +63,10 @@ class Setup(Line):
     kv_tokens: int
     step_milliseconds: int
 
+    def with_seed(self, seed: int) -> Self:
+        """The same, with other luck."""
+        return replace(self, seed=seed)
+
 
 @dataclass(frozen=True)
 class Event(Line):
@@ -73,10 +77,13 @@ class Event(Line):
 
 @dataclass(frozen=True)
 class Open(Event):
-    """A client asks a gateway for something."""
+    """A client asks a gateway for `n` choices of at most `tokens` tokens after a prompt of `prompt` tokens.
+
+    `logprobs` is as in `Sampling`; where it is above 0 the prompt's log probabilities are wanted too.
+    """
 
     template = (
-        "t={t} {gateway} opens request {request}: prompt {prompt} tokens, n={n}, at most {tokens} tokens, "
+        "t={t} {gateway} opens request {request}: prompt {prompt}, n {n}, tokens {tokens}, "
         "priority {priority}, logprobs {logprobs}, deadline {deadline} s"
     )
     gateway: str
@@ -177,7 +184,7 @@ class Cut(Event):
 
 @dataclass(frozen=True)
 class Noise(Event):
-    """Messages in one direction are lost, come twice or overtake each other, each with a chance in percent."""
+    """Messages in one direction are lost, come twice or are overtaken, with these chances in percent."""
 
     template = (
         "t={t} {sender} to {receiver} drops {drops}%, doubles {doubles}%, delays {delays}% for {seconds} s"

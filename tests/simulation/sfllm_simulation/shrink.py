@@ -89,7 +89,7 @@ class _Search:
 def _with_other_luck(script: Script, size: int) -> Iterator[Script]:
     """The same script; for single events, which are the last to go, with other fates of messages too."""
     for more in range(OTHER_SEEDS + 1 if size == 1 else 1):
-        yield script._replace(setup=replace(script.setup, seed=script.setup.seed + more))
+        yield script._replace(setup=script.setup.with_seed(script.setup.seed + more))
 
 
 def _smaller_setups(script: Script) -> Iterator[Script]:
@@ -109,16 +109,7 @@ def _simpler(event: Event) -> Iterator[dict[str, float | str]]:
     """Changes of one event, each of which makes it simpler by itself; none applies for ever."""
     match event:
         case Open():
-            if event.n > 1:
-                yield {"n": event.n - 1}
-            if event.tokens > 1:
-                yield {"tokens": event.tokens // 2}
-            if event.prompt > 1:
-                yield {"prompt": event.prompt // 2}
-            if event.priority:
-                yield {"priority": 0}
-            if event.logprobs >= 0:
-                yield {"logprobs": -1}
+            yield from _simpler_request(event)
         case Noise():
             for name in ("drops", "doubles", "delays"):
                 if getattr(event, name):
@@ -128,3 +119,17 @@ def _simpler(event: Event) -> Iterator[dict[str, float | str]]:
         case Cut() | Pause() | SlowStep():
             if event.seconds > 0.2:
                 yield {"seconds": round(event.seconds / 2, 2)}
+
+
+def _simpler_request(event: Open) -> Iterator[dict[str, float | str]]:
+    if event.n > 1:
+        yield {"n": event.n - 1}
+    if event.tokens > 1:
+        yield {"tokens": event.tokens // 2}
+        yield {"tokens": event.tokens - 1}
+    if event.prompt > 1:
+        yield {"prompt": event.prompt // 2}
+    if event.priority:
+        yield {"priority": 0}
+    if event.logprobs >= 0:
+        yield {"logprobs": -1}

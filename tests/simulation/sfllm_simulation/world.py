@@ -80,6 +80,12 @@ class World:
             gateway.do(partial(gateway.ask, client))
             self.agenda.after(OPEN_AGAIN_SECONDS, partial(self._ask, client))
 
+    def crashes_alone(self, client: Client) -> int:
+        """How often a worker was lost, or seemed to be, that ran nothing else that can have killed it."""
+        assert client.opened is not None
+        key = client.identity, client.opened.stream.handle
+        return self.suspected[key] + self.scheduler.suspected.get(key, 0)
+
     # processes
 
     def process(self, name: str) -> Process:
