@@ -56,7 +56,8 @@ class SchedulerPeer:
         self.peer = b""
 
     def receive(self) -> tuple[Message, tuple[Array, ...]]:
-        assert self.workers.socket.poll(TIMEOUT_SECONDS * 1000), "the worker is silent"
+        heard = self.workers.socket.poll(TIMEOUT_SECONDS * 1000)
+        assert heard, f"the worker is silent: {self.log.read_text()}"
         received = self.workers.receive()
         assert received is not None
         self.peer = received[0]

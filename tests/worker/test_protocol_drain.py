@@ -49,7 +49,7 @@ def test_a_preempted_request_has_begun_and_is_not_given_back() -> None:
     assert len(driver.messages(WorkerFinished)) == 3
 
 
-def test_a_drain_ends_at_its_time_and_what_is_left_is_dropped() -> None:
+def test_a_drain_ends_at_its_time_with_a_goodbye() -> None:
     driver = joined(drain_seconds=3.0)
     driver.grant(max_tokens=100)
     driver.step()
@@ -61,7 +61,7 @@ def test_a_drain_ends_at_its_time_and_what_is_left_is_dropped() -> None:
     driver.wait(1.0)
     assert driver.protocol.drained
     driver.protocol.leave("")
-    assert driver.all_free()
+    assert driver.protocol.held_requests == 0
     assert driver.messages(WorkerBye) == [WorkerBye(LEASE)]
 
 

@@ -95,6 +95,25 @@ def test_a_drain_that_takes_too_long_ends_with_a_goodbye_and_zero(peer: Schedule
     assert time.monotonic() - started >= 1
 
 
+@pytest.mark.parametrize(
+    "peer",
+    [
+        ("--drain-seconds=1", "--mock-tokens-per-second=0.001"),
+        ("--drain-seconds=1", *POISONED, "--mock-poison=stall"),
+    ],
+    ids=["slow", "stuck"],
+    indirect=True,
+)
+def test_a_drain_does_not_wait_for_a_step_that_takes_too_long(peer: SchedulerPeer) -> None:
+    peer.welcome()
+    peer.grant(prompt=(POISON,), sampling=ENDLESS)
+    while not peer.expect(WorkerBeat)[0].digest:
+        pass
+    peer.process.send_signal(signal.SIGTERM)
+    assert kinds_until(peer, WorkerBye)[-1] == WorkerBye(1)
+    assert peer.process.wait(TIMEOUT_SECONDS) == 0
+
+
 def test_a_second_signal_ends_a_drain_at_once(peer: SchedulerPeer) -> None:
     peer.welcome()
     peer.grant(sampling=ENDLESS)

@@ -17,6 +17,9 @@ SPINS_AT_A_BARRIER = "2000"
 """Threads that sleep at once make a decode step nearly twice as long; threads that spin without a
 bound, while another process has a core, make it ten times as long. docs/performance.md has the figures."""
 
+LATE_SECONDS = 0.5
+"""A step that outlasts a drain by so much is abandoned."""
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -42,7 +45,7 @@ def main() -> int:
     except (ModelFilesError, ValueError, OSError) as error:
         print(f"sfllm_worker: {error}", file=sys.stderr)
         return 2  # as for a wrong flag: starting again would not help
-    _drain_at_signal(worker)
+    _drain_at_signal(worker, settings.drain_seconds)
     code = worker.service.run()
     if worker.admin is not None:
         worker.admin.close()
@@ -63,16 +66,18 @@ def _stop_starting(_number: int, _frame: FrameType | None) -> None:
     sys.exit(0)  # nothing is held yet
 
 
-def _drain_at_signal(worker: Worker) -> None:
-    """The first signal drains. The second one ends the process, even within a step that hangs."""
+def _drain_at_signal(worker: Worker, drain_seconds: float) -> None:
+    """The first signal drains, for so long. The second ends the process, even within a step that hangs."""
 
     def drain(_number: int, _frame: FrameType | None) -> None:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, drain_seconds + LATE_SECONDS)
         worker.service.drain()
 
     for number in SIGNALS:
         signal.signal(number, drain)
+    signal.signal(signal.SIGALRM, lambda _number, _frame: worker.service.end_drain())
 
 
 if __name__ == "__main__":

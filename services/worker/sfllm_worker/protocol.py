@@ -185,14 +185,12 @@ class WorkerProtocol:
     def leave(self, failure: str) -> None:
         """Say goodbye; nothing is done after it. `failure` is empty after a drain.
 
-        After a failure the engine is not touched again, for it may be in any state.
+        The engine is not touched any more: it ends with the process, and may be in any state.
         """
         if self.lease is None:
             self._outgoing = [ClearOutbox()]
         else:
             self._send(WorkerBye(self.lease, failure))
-        if not failure:
-            self._drop_everything()
         self._ledger.clear()
         self._welcome = None
         self._has_left = True

@@ -28,6 +28,10 @@ LONGEST_WAIT_SECONDS = 0.1
 FAILURE_CHARACTERS = 200
 
 
+class _StepAbandonedError(Exception):
+    """A drain is over, and the step that runs is not worth waiting for."""
+
+
 class WorkerService:
     """The only user of the protocol, the engine and the link from `run` on, which closes the link."""
 
@@ -47,11 +51,17 @@ class WorkerService:
         self._beater = Beater(self._send_beat)
         self._drain_wanted = False
         self._is_idle = False
+        self._is_stepping = False
         self._overflow: str | None = None
 
     def drain(self) -> None:
         """Finish what is held, take no more, then let `run` return. Safe to call from a signal handler."""
         self._drain_wanted = True
+
+    def end_drain(self) -> None:
+        """The time for draining is over: do not wait for a step to end. Only for a signal handler."""
+        if self._is_stepping:
+            raise _StepAbandonedError
 
     def problem(self) -> str | None:
         """Why this process may have to be ended, or None. For the thread that answers health checks."""
@@ -70,6 +80,8 @@ class WorkerService:
             try:
                 while not self._protocol.drained:
                     self._turn()
+            except _StepAbandonedError:
+                _log.warning("the drain is over within a step", held_requests=self._protocol.held_requests)
             except Exception as error:  # noqa: BLE001 - whatever it was: say so, then end the process
                 _log.exception("the worker failed")
                 failure = f"{type(error).__name__}: {error}"[:FAILURE_CHARACTERS]
@@ -102,10 +114,11 @@ class WorkerService:
         protocol = self._protocol
         started = time.monotonic()
         with self._beater.covering(protocol.beat(), protocol.next_beat, protocol.beat_seconds):
+            self._is_stepping = True
             result = self._engine.step()
-            rest = started + result.seconds - time.monotonic()
-            if rest > 0:
-                time.sleep(rest)
+            while (rest := started + result.seconds - time.monotonic()) > 0:
+                time.sleep(min(rest, LONGEST_WAIT_SECONDS))
+            self._is_stepping = False
         ended = time.monotonic()
         self._watchdog.saw_step(ended - started)
         self._protocol.publish(result, started, ended)

@@ -23,7 +23,8 @@ DEFAULT_KV_TOKENS = 1_000_000
 SEGMENTATION_FAULT_CODE = 139
 """What a shell reports of a process that died of one, which is how native code ends a worker."""
 
-STALL_SECONDS = 3600.0
+STALL_SECONDS = 0.05
+"""A stalled step sleeps in so short pieces, for a signal that comes just before a sleep waits for its end."""
 
 
 def build(settings: WorkerSettings) -> Parts:
