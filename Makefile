@@ -7,12 +7,12 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-system lint format gpu-check bench-peers images compose-up compose-down constraints docs clean distclean
+.PHONY: help install serve test test-system chaos chaos-short soak lint format gpu-check bench-peers images compose-up compose-down constraints docs clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  Variables: PYTHON (now $(PYTHON), 3.11 or later), VENV, ARGS (for serve and test)."
+	@echo "  Variables: PYTHON (now $(PYTHON), 3.11 or later), VENV, ARGS (for serve, tests, chaos and soak)."
 	@echo "  A first try: make serve"
 
 install: $(STAMP) ## make the virtual environment with everything pinned
@@ -38,6 +38,17 @@ test: install ## run the tests, except those that need system packages
 test-system: install ## run the tests that need a Docker engine (starts one of its own, as root) or lm-eval
 	$(BIN)/python -m pip install --quiet -r tests/system/requirements.txt
 	$(BIN)/python -m pytest -m system tests/system $(ARGS)
+
+CHAOS := PYTHONPATH=bench $(BIN)/python -m
+
+chaos: install ## break 3 workers, 2 gateways and a scheduler for 10 minutes under 40 checked streams
+	$(CHAOS) chaos --engine tiny $(ARGS)
+
+chaos-short: install ## the same for 2 minutes with made-up tokens, gently enough for a small machine
+	$(CHAOS) chaos --seconds 120 --seed 1 --streams 16 --fault-every 6 --lease-seconds 3 $(ARGS)
+
+soak: install ## an hour of mixed load, and what memory it leaves; others: make soak ARGS="--requests 1000000"
+	$(CHAOS) chaos.soak $(ARGS)
 
 lint: install ## style, types, import rules, links in the documents
 	$(BIN)/ruff check .

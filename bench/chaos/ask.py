@@ -15,6 +15,8 @@ from chaos.templates import Template
 
 Ended = Literal["complete", "left", "broken", "turned away", "error"]
 
+PAUSE_BEFORE_RETRY_SECONDS = 0.2
+
 TURNED_AWAY = frozenset({429, 503})
 """Statuses before any token by which a server says that it took nothing on."""
 
@@ -37,7 +39,9 @@ class Delivery:
     before anything was accepted; or with an "error". `longest_pause` is between events, in seconds.
     """
 
+    template: Template
     choices: dict[int, Delivered] = dataclasses.field(default_factory=dict)
+    prompt_ids: list[int] = dataclasses.field(default_factory=list)
     usage_tokens: int | None = None
     ended: Ended = "broken"
     status: int = 0
@@ -74,7 +78,7 @@ async def ask(
     reading: Reading = Reading(),  # noqa: B008 - immutable
 ) -> Delivery:
     """Send the request, leave after so many seconds if it lasts that long, and note what came."""
-    delivery = Delivery(began=time.monotonic())
+    delivery = Delivery(template, began=time.monotonic())
     connection: Connection | None = None
     try:
         async with asyncio.timeout(leave_after):
@@ -82,7 +86,7 @@ async def ask(
             answer = await connection.request("POST", template.path, template.body)
             delivery.status = answer.status
             delivery.request_id = answer.headers.get("x-request-id", "")
-            await _take(template, answer, delivery, reading)
+            await _take(answer, delivery, reading)
     except TimeoutError:
         delivery.ended = "turned away" if leave_after is None else "left"
     except (BrokenConnectionError, OSError) as error:
@@ -94,11 +98,21 @@ async def ask(
     return delivery
 
 
-async def _take(template: Template, answer: Answer, delivery: Delivery, reading: Reading) -> None:
+async def ask_until_accepted(address: Address, template: Template, seconds: float = 30.0) -> Delivery:
+    """Ask again while nothing was accepted, for at most so many seconds; the last delivery."""
+    end = time.monotonic() + seconds
+    while True:
+        delivery = await ask(address, template)
+        if delivery.ended != "turned away" or time.monotonic() > end:
+            return delivery
+        await asyncio.sleep(PAUSE_BEFORE_RETRY_SECONDS)
+
+
+async def _take(answer: Answer, delivery: Delivery, reading: Reading) -> None:
     if answer.status != 200:
         delivery.error = (await answer.body()).decode(errors="replace")
         delivery.ended = "turned away" if answer.status in TURNED_AWAY else "error"
-    elif template.streams:
+    elif delivery.template.streams:
         await _take_events(answer, delivery, reading)
     else:
         _note(delivery, msgspec.json.decode(await answer.body()))
@@ -126,7 +140,9 @@ def _note(delivery: Delivery, content: dict[str, Any]) -> None:
         return
     if content.get("usage"):
         delivery.usage_tokens = content["usage"]["completion_tokens"]
+    delivery.prompt_ids = content.get("prompt_token_ids") or delivery.prompt_ids
     for choice in content["choices"]:
+        delivery.prompt_ids = choice.get("prompt_token_ids") or delivery.prompt_ids
         found = delivery.choices.setdefault(choice["index"], Delivered())
         part = choice.get("delta") or choice.get("message") or choice
         found.text += part.get("text") or part.get("content") or ""

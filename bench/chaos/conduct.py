@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from chaos.ask import Delivery, ask
+from chaos.ask import PAUSE_BEFORE_RETRY_SECONDS, Delivery, ask, ask_until_accepted
 from chaos.fleet import Fleet, eventually
 from chaos.judge import Excuse, judge
 from chaos.plan import PlannedFault
@@ -18,18 +18,18 @@ from chaos.tally import Tally
 from chaos.templates import Template, with_stop
 
 CALM_AT_ONCE = 8
-PAUSE_BEFORE_RETRY_SECONDS = 0.2
 UP_SECONDS = 30.0
 LEAVING_SHARE = 0.1
 LEAVES_AFTER_SECONDS = 1.0
 WATCH_SECONDS = 1.0
 
 
-class Asked(NamedTuple):
-    """A request and its answer in calm."""
+class Doubtful(NamedTuple):
+    """A delivery that differs from the calm one, to be looked at when there is time."""
 
-    template: Template
     calm: Delivery
+    got: Delivery
+    gateway_died: bool
 
 
 class Run:
@@ -53,28 +53,29 @@ class Run:
         self._tolerance = logprob_tolerance
         self._excuse = excuse
         self._grace_seconds = grace_seconds
+        self._doubtful: list[Doubtful] = []
         self._moves_seen: dict[str, float] = {}
 
-    async def calm(self, templates: Sequence[Template]) -> list[Asked]:
+    async def calm(self, templates: Sequence[Template]) -> list[Delivery]:
         """Each request's answer while nothing is broken, and that of variants with stop strings."""
         rng = random.Random(f"stops {self._seed}")
         room = asyncio.Semaphore(CALM_AT_ONCE)
         address = next(iter(self._fleet.urls.values()))
 
-        async def one(template: Template) -> Asked:
+        async def one(template: Template) -> Delivery:
             async with room:
-                delivery = await ask(address, template)
+                delivery = await ask_until_accepted(address, template)
             if delivery.ended != "complete":
                 raise RuntimeError(f"{template.name} failed in calm: {delivery.status} {delivery.error}")
-            return Asked(template, delivery)
+            return delivery
 
         asked = await asyncio.gather(*map(one, templates))
-        texts = [[choice.text for choice in each.calm.choices.values()] for each in asked]
+        texts = [[choice.text for choice in each.choices.values()] for each in asked]
         stopped = [with_stop(rng, each.template, text) for each, text in zip(asked, texts, strict=True)]
         return [*asked, *await asyncio.gather(*(one(each) for each in stopped[::2] if each is not None))]
 
     async def storm(
-        self, asked: Sequence[Asked], plan: Sequence[PlannedFault], clients: int, seconds: float
+        self, asked: Sequence[Delivery], plan: Sequence[PlannedFault], clients: int, seconds: float
     ) -> None:
         """Clients ask for `seconds` while the plan is carried out; returns when all have their answers."""
         started = time.monotonic()
@@ -91,6 +92,7 @@ class Run:
                 service.resume()
                 for relay in service.relays:
                     relay.heal()
+        await asyncio.to_thread(self._look_again)
         self.problems += [
             f"{service.name} ended by itself: exit code {end.code}"
             if not end.done
@@ -102,7 +104,7 @@ class Run:
 
     # clients
 
-    async def _client(self, number: int, asked: Sequence[Asked], until: float) -> None:
+    async def _client(self, number: int, asked: Sequence[Delivery], until: float) -> None:
         rng = random.Random(f"client {self._seed} {number}")
         while time.monotonic() < until:
             leave_after = None
@@ -110,16 +112,20 @@ class Run:
                 leave_after = rng.expovariate(1 / LEAVES_AFTER_SECONDS)
             await self._one(rng, rng.choice(asked), leave_after)
 
-    async def _one(self, rng: random.Random, asked: Asked, leave_after: float | None) -> None:
+    async def _one(self, rng: random.Random, calm: Delivery, leave_after: float | None) -> None:
         """Ask until it is accepted."""
         while True:
             name, address = rng.choice(list(self._fleet.urls.items()))
             gateway = self._fleet.service(name)
-            delivery = await ask(address, asked.template, leave_after)
+            delivery = await ask(address, calm.template, leave_after)
             if delivery.ended == "broken" and not delivery.status and gateway.left_since(delivery.began):
                 delivery.ended = "turned away"  # it was still in the queue of a listening socket that closed
-            fault = judge(asked.calm, delivery, self._tolerance, self._excuse)
-            self.tally.take(asked.template, delivery, fault, gateway.was_killed_since(delivery.began))
+            gateway_died = gateway.was_killed_since(delivery.began)
+            fault = judge(calm, delivery, self._tolerance)
+            if fault is not None and self._excuse is not None:
+                self._doubtful.append(Doubtful(calm, delivery, gateway_died))
+            else:
+                self.tally.take(delivery, fault, gateway_died)
             if delivery.ended != "turned away":
                 return
             await asyncio.sleep(PAUSE_BEFORE_RETRY_SECONDS)
@@ -170,6 +176,13 @@ class Run:
     async def _is_up(self, service: Service) -> bool:
         """Wait until a service that was just started takes signals as it should."""
         return await eventually(service.answers, UP_SECONDS)
+
+    def _look_again(self) -> None:
+        """Judge what was doubtful, by a model that takes its time."""
+        for calm, got, gateway_died in self._doubtful:
+            fault = judge(calm, got, self._tolerance, self._excuse)
+            self.tally.near_ties += fault is None
+            self.tally.take(got, fault, gateway_died)
 
     async def _watch(self) -> None:
         """Add up a counter of processes that lose it when they die."""

@@ -30,7 +30,15 @@ _TINY = {
 ENGINES: Mapping[Engine, Mapping[str, Any]] = {
     "mock": {"mock": True},
     "tiny": {**_TINY, "dtype": "float32", "threads": 1, "device": "cpu"},
-    "smollm2": {"dtype": "float32", "threads": 1, "device": "cpu", "max_running_tokens": 16384},
+    "smollm2": {
+        "model": "smollm2",
+        "load_format": "auto",
+        "generation_defaults": False,
+        "dtype": "float32",
+        "threads": 1,
+        "device": "cpu",
+        "max_running_tokens": 16384,
+    },
 }
 MODULES: Mapping[Kind, tuple[str, type[Settings]]] = {
     "scheduler": ("sfllm_scheduler", SchedulerSettings),

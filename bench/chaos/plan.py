@@ -35,8 +35,8 @@ class PlannedFault(NamedTuple):
     amount: float
 
     def __str__(self) -> str:
-        lasts = f" for {self.seconds:.1f} s" if self.seconds else ""
-        amount = f" ({self.amount:g})" if self.amount else ""
+        lasts = f" for {self.seconds:.2f} s" if self.seconds else ""
+        amount = f" ({self.amount:.4g})" if self.amount else ""
         return f"{self.at:7.1f} s  {self.kind:8} {self.target}{lasts}{amount}"
 
 
@@ -64,10 +64,10 @@ def make_plan(
             lasts = lease_seconds * (rng.uniform(1.3, 3.0) if longer else rng.uniform(0.1, 0.9))
         amount = 0.0
         if kind == "delay":
-            amount = round(rng.uniform(0.05, lease_seconds / 2), 2)
+            amount = rng.uniform(0.05, lease_seconds / 2)
         elif kind == "throttle":
             amount = float(rng.randrange(SLOWEST_BYTES_PER_SECOND, 10 * SLOWEST_BYTES_PER_SECOND))
-        plan.append(PlannedFault(round(at, 1), kind, target, round(lasts, 1), amount))
+        plan.append(PlannedFault(at, kind, target, lasts, amount))
         free_at[target] = at + lasts + 2 * lease_seconds
     return plan
 

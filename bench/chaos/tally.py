@@ -7,7 +7,6 @@ from collections import Counter
 
 from chaos.ask import Delivery
 from chaos.judge import Fault
-from chaos.templates import Template
 
 KEPT_LINES = 50
 
@@ -38,10 +37,10 @@ class Tally:
         if len(self.lines) < KEPT_LINES:
             self.lines.append(f"{kind}: {line}")
 
-    def take(self, template: Template, delivery: Delivery, fault: Fault | None, gateway_died: bool) -> None:
+    def take(self, delivery: Delivery, fault: Fault | None, gateway_died: bool) -> None:
         """One more delivery; `gateway_died` says whether its own gateway was killed meanwhile."""
         self.tokens += delivery.tokens
-        about = f"{template.name}, request {delivery.request_id or '?'}"
+        about = f"{delivery.template.name}, request {delivery.request_id or '?'}"
         if fault is not None:
             self.fail(fault.kind, f"{about}: {fault.detail}")
         elif delivery.ended == "complete":

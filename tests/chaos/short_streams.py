@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from chaos.ask import Delivery, Reading, ask
+from chaos.ask import Delivery, Reading, ask, ask_until_accepted
 from chaos.fleet import Fleet
 from chaos.http_client import Address
 from chaos.judge import judge
@@ -43,21 +43,20 @@ FOLLOWERS = (
 )
 
 
-async def in_calm(address: Address) -> list[tuple[Template, Delivery]]:
+async def in_calm(address: Address) -> list[Delivery]:
     """Every kind of stream with its undisturbed answer, the leader first; one of them has a stop string."""
-    found = [(template, await ask(address, template)) for template in (LEADER, *FOLLOWERS)]
-    text = found[1][1].choices[0].text
-    stops = completion("stop string", n=2, seed=2, stop=[text[6:8]])
-    found.append((stops, await ask(address, stops)))
-    assert [delivery.ended for _, delivery in found] == ["complete"] * len(found)
-    assert found[0][1].tokens == TOKENS
-    assert 0 < len(found[-1][1].choices[0].text) < len(text)
+    found = [await ask_until_accepted(address, template) for template in (LEADER, *FOLLOWERS)]
+    text = found[1].choices[0].text
+    found.append(await ask(address, completion("stop string", n=2, seed=2, stop=[text[6:8]])))
+    assert [delivery.ended for delivery in found] == ["complete"] * len(found)
+    assert found[0].tokens == TOKENS
+    assert 0 < len(found[-1].choices[0].text) < len(text)
     return found
 
 
 async def disturbed(
     address: Address,
-    calm: list[tuple[Template, Delivery]],
+    calm: list[Delivery],
     index: int,
     disturb: Callable[[], Awaitable[None]],
 ) -> None:
@@ -70,12 +69,12 @@ async def disturbed(
         if tokens >= index:
             reached.set()
 
-    leader = asyncio.create_task(ask(address, calm[0][0], reading=Reading(on_tokens=notice)))
-    others = [asyncio.create_task(ask(address, template)) for template, _ in calm[1:]]
+    leader = asyncio.create_task(ask(address, calm[0].template, reading=Reading(on_tokens=notice)))
+    others = [asyncio.create_task(ask(address, expected.template)) for expected in calm[1:]]
     async with asyncio.timeout(60):
         await reached.wait()
         await disturb()
-        for task, (template, expected) in zip([leader, *others], calm, strict=True):
+        for task, expected in zip([leader, *others], calm, strict=True):
             got = await task
-            assert (got.ended, got.error) == ("complete", ""), template.name
-            assert judge(expected, got) is None, f"{template.name}, disturbed at token {index}"
+            assert (got.ended, got.error) == ("complete", ""), got
+            assert judge(expected, got) is None, f"{got.template.name}, disturbed at token {index}"

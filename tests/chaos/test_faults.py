@@ -7,7 +7,7 @@ import json
 import random
 
 import pytest
-from chaos.ask import Delivery, ask
+from chaos.ask import Delivery, ask, ask_until_accepted
 from chaos.http_client import Address
 from chaos.judge import judge
 from chaos.layout import FleetOptions
@@ -27,7 +27,7 @@ async def test_a_killed_gateway_takes_only_its_own_connections_along(make_fleet:
     async with make_fleet(options) as fleet:
         doomed, spared = fleet.of_kind("gateway")
         template = completion("spared", max_tokens=60)
-        calm = await ask(fleet.urls[spared.name], template)
+        calm = await ask_until_accepted(fleet.urls[spared.name], template)
         endless = [
             asyncio.create_task(ask(fleet.urls[doomed.name], completion("doomed", max_tokens=LONG)))
             for _ in range(5)
@@ -49,7 +49,7 @@ async def test_a_killed_gateway_takes_only_its_own_connections_along(make_fleet:
 async def innocents_survive(address: Address) -> None:
     """A poison request among innocents: it gets a 500 with its id, they get what they should."""
     template = completion("innocent", max_tokens=40, logprobs=1)
-    calm = await ask(address, template)
+    calm = await ask_until_accepted(address, template)
     assert calm.ended == "complete"
     tasks = [asyncio.create_task(ask(address, template)) for _ in range(INNOCENTS)]
     tasks.insert(INNOCENTS // 2, asyncio.create_task(ask(address, POISON)))
@@ -95,7 +95,7 @@ async def test_a_step_that_never_ends_is_ended_and_others_go_on(make_fleet: Make
     async with make_fleet(FleetOptions(workers=2, worker=worker)) as fleet:
         address = fleet.urls["gateway-0"]
         template = completion("other", max_tokens=60)
-        calm = await ask(address, template)
+        calm = await ask_until_accepted(address, template)
         others = [asyncio.create_task(ask(address, template)) for _ in range(6)]
         assert is_told_of_its_crashes(await ask(address, POISON))
         for task in others:

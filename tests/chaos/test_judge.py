@@ -5,9 +5,11 @@ import random
 import pytest
 from chaos.ask import Delivered, Delivery, Ended
 from chaos.judge import Difference, judge
+from chaos.templates import Template
 from hypothesis import given
 from hypothesis import strategies as st
 
+REQUEST = Template("request", "/v1/completions", {})
 TOKENS = list(range(100, 140))
 
 
@@ -19,7 +21,7 @@ def delivery(
 ) -> Delivery:
     text = "".join(f" {token}" for token in ids)
     choice = Delivered(ids, text, logprobs or [], reason)
-    return Delivery({0: choice}, usage_tokens=len(ids), ended=ended, status=200)
+    return Delivery(REQUEST, {0: choice}, usage_tokens=len(ids), ended=ended, status=200)
 
 
 CALM = delivery(TOKENS)
@@ -60,7 +62,7 @@ def test_what_came_until_a_client_left_must_be_the_beginning() -> None:
 
 
 def test_a_choice_that_never_came_is_lost() -> None:
-    assert kind_of(Delivery(ended="complete", usage_tokens=0)) == "lost"
+    assert kind_of(Delivery(REQUEST, ended="complete", usage_tokens=0)) == "lost"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from chaos.ask import ask
+from chaos.ask import ask, ask_until_accepted
 from chaos.judge import judge
 from chaos.layout import FleetOptions
 from short_streams import MakeFleet, completion
@@ -23,7 +23,7 @@ async def test_a_rolling_restart_under_load_loses_nothing(make_fleet: MakeFleet)
 
     async with make_fleet(options) as fleet:
         address = fleet.urls["gateway-0"]
-        calm = await ask(address, template)
+        calm = await ask_until_accepted(address, template)
 
         async def client() -> int:
             answers = 0
