@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import zmq
 
@@ -66,6 +66,12 @@ class Peer:
             self._link.socket.poll(100)
         return self._decode(frames)
 
+    def wait_for_silence(self, seconds: float) -> None:
+        """Read until nothing has come for so long: not even beats."""
+        while self._link.socket.poll(int(seconds * 1000)):
+            while self._link.receive() is not None:
+                pass
+
     def close(self) -> None:
         self._link.close()
 
@@ -86,12 +92,13 @@ class SchedulerProcess:
     def address(self, link: str) -> str:
         return f"ipc://{self._sockets.name}/{link}"
 
-    def start(self, *flags: str) -> None:
+    def start(self, *flags: str, log: int | IO[bytes] | None = None) -> None:
+        """Start the process; its log goes to a file unless told otherwise."""
         links = [f"--{link}-address={self.address(link)}" for link in ("gateway", "worker", "asset")]
         timing = [f"--beat-seconds={BEAT_SECONDS}", f"--lease-seconds={LEASE_SECONDS}"]
         rest = [f"--admin-port={self.admin_port}", "--log-format=json", "--log-level=debug"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "sfllm_scheduler", *links, *timing, *rest, *flags], stderr=self._log
+            [sys.executable, "-m", "sfllm_scheduler", *links, *timing, *rest, *flags], stderr=log or self._log
         )
 
     def log_text(self) -> str:
@@ -129,6 +136,8 @@ class SchedulerProcess:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(timeout=PATIENCE_SECONDS)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
         self._context.term()
         self._log.close()
         self._sockets.cleanup()

@@ -96,7 +96,7 @@ def test_a_grant_that_never_arrived_is_interrupted_and_its_room_is_free(driver: 
     driver.worker_lists(worker)
     assert driver.to_gateway(Interrupted) == [Interrupted(handle, 0, "lost", "W1")]
     assert driver.state_of(worker).used_slots == 0
-    assert driver.records("reconciled")[0].fields == {"link": "worker", "lost": 1, "unknown": 0}
+    assert driver.records("reconciled")[0].fields == {"link": "worker", "lost": 1, "unwanted": 0}
 
 
 def test_a_lost_end_of_one_choice_interrupts_the_request_and_frees_the_others(driver: Driver) -> None:

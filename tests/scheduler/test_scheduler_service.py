@@ -214,6 +214,17 @@ def test_a_signal_stops_it_with_exit_code_zero(scheduler: SchedulerProcess, numb
     assert "scheduler stops" in scheduler.log_text()
 
 
+def test_it_ends_even_when_nobody_reads_its_log(scheduler: SchedulerProcess) -> None:
+    scheduler.stop()
+    scheduler.start(log=subprocess.PIPE)
+    gateway, _ = join_gateway(scheduler)
+    join_worker(scheduler)
+    for handle in range(1000):  # each of them is a line; a pipe holds 64 KiB
+        submit(gateway, handle=handle)
+    gateway.wait_for_silence(LEASE_SECONDS)
+    assert scheduler.stop() == -signal.SIGALRM
+
+
 def test_its_health_is_told_over_http(scheduler: SchedulerProcess) -> None:
     join_gateway(scheduler)
     assert json.loads(scheduler.admin("/health"))["status"] == "healthy"

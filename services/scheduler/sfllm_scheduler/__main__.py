@@ -17,9 +17,12 @@ from sfllm_scheduler.service import SchedulerService
 
 log = structlog.get_logger()
 
+STOP_SECONDS = 8.0
+"""How long stopping may take; it takes a fraction of a second unless something hangs."""
+
 
 def main() -> int:
-    """Parse the command line and run; the exit code."""
+    """Parse the command line and run; the exit code. A signal ends it within `STOP_SECONDS`."""
     settings = config.parse(
         SchedulerSettings,
         prog="python -m sfllm_scheduler",
@@ -34,6 +37,8 @@ def main() -> int:
 
     def stop(number: int, _frame: FrameType | None) -> None:
         stopping.append(number)
+        # Whatever hangs from now on (a log that nobody reads, say), the kernel ends the process then.
+        signal.setitimer(signal.ITIMER_REAL, STOP_SECONDS)
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

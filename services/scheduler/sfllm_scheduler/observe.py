@@ -18,10 +18,12 @@ SPREAD_BUCKETS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0
 
 _LEVELS = {
     "rejected": "info",
+    "quarantined": "error",
     "interrupted": "warning",
     "worker_joined": "info",
     "worker_draining": "info",
     "worker_lost": "warning",
+    "worker_failed": "error",
     "worker_refused": "warning",
     "gateway_joined": "info",
     "gateway_lost": "info",
@@ -49,6 +51,17 @@ class Observer:
             "request_migrations_total", "Attempts that were interrupted and may go on elsewhere.", ["cause"]
         )
         self._losses = metrics.counter("worker_losses_total", "Workers that went away.", ["cause"])
+        self._quarantined = metrics.counter(
+            "quarantined_requests_total", "Requests that were alone on a worker at two crashes."
+        )
+        self._on_trial = metrics.gauge(
+            "requests_on_trial", "Running requests that a worker may have crashed of lately."
+        )
+        self._reconciled = metrics.counter(
+            "reconciliations_total",
+            "Open choices in which a peer's list differed, by what was the case.",
+            ["kind"],
+        )
         self._malformed = metrics.counter(
             "malformed_messages_total", "Messages that were not what the link allows.", ["link"]
         )
@@ -82,6 +95,12 @@ class Observer:
                 self._migrations.labels(str(fields["cause"])).inc()
             case "worker_lost":
                 self._losses.labels(str(fields["cause"])).inc()
+            case "quarantined":
+                self._quarantined.inc()
+            case "reconciled":
+                for difference in ("lost", "unwanted"):
+                    kind = f"{fields['link']}_{difference}"
+                    self._reconciled.labels(kind).inc(_number(fields[difference]))
             case "malformed":
                 self.count_malformed(str(fields["link"]))
             case "dropped":
@@ -93,13 +112,14 @@ class Observer:
         if now < self._next_refresh:
             return
         self._next_refresh = now + REFRESH_SECONDS
-        reasons = {"capacity": 0, "no_worker": 0}
+        reasons = {"capacity": 0, "no_worker": 0, "suspect": 0}
         bands: CountOf[int] = CountOf()
         for name, model in state.models.items():
             self._waiting.labels(name).set(len(model.waiting))
             held = sum(len(worker.holds) for worker in model.workers.values())
             self._running.labels(name).set(held)
-            reasons["capacity" if model.serving else "no_worker"] += len(model.waiting)
+            reasons["suspect"] += len(model.waiting.suspects)
+            reasons["capacity" if model.serving else "no_worker"] += model.waiting.ordinary_count
             for group in model.waiting.in_order():
                 bands.update({band: len(requests) for band, requests in group.bands.items()})
         for reason, count in reasons.items():
@@ -111,12 +131,13 @@ class Observer:
             self._waiting.remove(name)
             self._running.remove(name)
         self._seen_models = set(state.models)
+        self._on_trial.set(sum(len(worker.probation) for worker in state.workers.values()))
         draining = sum(worker.draining for worker in state.workers.values())
         self._workers.labels("draining").set(draining)
         self._workers.labels("serving").set(len(state.workers) - draining)
 
 
-_LEVEL_NUMBERS = {"debug": 10, "info": 20, "warning": 30}
+_LEVEL_NUMBERS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 def _number(value: object) -> float:

@@ -42,6 +42,7 @@ MESSAGES_A_TURN = 256
 
 IDLE_MILLISECONDS = 50
 FLUSH_MILLISECONDS = 2
+CLOSING_TURNS = 250
 STALLED_SECONDS = 10.0
 
 
@@ -118,7 +119,13 @@ class SchedulerService:
         return f"the loop has not turned for {silent:.0f} s" if silent > STALLED_SECONDS else None
 
     def close(self) -> None:
-        """Close the sockets. Peers notice by missing beats, and the next scheduler takes over."""
+        """Send what waits, for half a second at most, and close. The next scheduler asks the peers for all."""
+        for _ in range(CLOSING_TURNS):
+            if not any(link.has_waiting for link in self._links):
+                break
+            for link in self._links:
+                link.flush()
+            time.sleep(FLUSH_MILLISECONDS / 1000)
         for link in self._links:
             link.close()
         self._context.term()

@@ -62,7 +62,7 @@ def gateway_held(
         if missing and request.asked < message.number:
             cancel_choices(state, request, missing, "the gateway does not have it any more", now)
             unwanted += len(missing)
-    state.record("reconciled", link="gateway", lost=lost, unknown=unwanted)
+    state.record("reconciled", link="gateway", lost=lost, unwanted=unwanted)
 
 
 def worker_held(
@@ -92,7 +92,7 @@ def worker_held(
         if missing and hold.asked < message.number:
             interrupt(state, hold.request, LOST, worker.worker_id, now)
             lost += missing
-    state.record("reconciled", link="worker", lost=lost, unknown=len(unknown))
+    state.record("reconciled", link="worker", lost=lost, unwanted=len(unknown))
 
 
 def resend(state: State, gateway: Gateway, message: Resend, now: float) -> None:
