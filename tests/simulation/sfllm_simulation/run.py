@@ -53,6 +53,7 @@ def run(script: Script, make_table: MakeTable = StreamTable) -> Result:
         kind = error.kind if isinstance(error, InvariantBroken) else type(error).__name__
         failure = Failure(kind, world.agenda.now, str(error), traceback.format_exc())
     clients = world.clients.values()
+    took = [_took(script, client) for client in clients if client.outcome == "finished"]
     return Result(
         failure=failure,
         outcomes=Counter(client.outcome or "open" for client in clients),
@@ -60,9 +61,7 @@ def run(script: Script, make_table: MakeTable = StreamTable) -> Result:
         tokens=sum(client.tokens for client in clients),
         moves=sum(client.attempts for client in clients),
         events=world.agenda.happened,
-        slowest=max(
-            (_took(script, client) for client in clients if client.outcome == "finished"), default=0.0
-        ),
+        slowest=max(took, default=0.0),
     )
 
 

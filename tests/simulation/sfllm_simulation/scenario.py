@@ -134,8 +134,9 @@ def _cut(random: Random, setup: Setup) -> Event:
 
 
 def _noise(random: Random, setup: Setup) -> Event:
-    chances = [random.choice((0, 5, 20, 50)) for _ in range(3)]
-    return Noise(_time(random), *_direction(random, setup), *chances, _seconds(random, 5.0))
+    drops, doubles, delays = (random.choice((0, 5, 20, 50)) for _ in range(3))
+    sender, receiver = _direction(random, setup)
+    return Noise(_time(random), sender, receiver, drops, doubles, delays, _seconds(random, 5.0))
 
 
 _FAULTS: tuple[Callable[[Random, Setup], Event], ...] = (

@@ -75,12 +75,15 @@ class Scheduler(Process):
 
     def _handle(self, event: Event) -> None:
         events = deque([event])
+        changed = not isinstance(event, Tick)
         while events:
             for action in self.core.handle(events.popleft(), self.clock):
+                changed = True
                 followed_by = self._perform(action)
                 if followed_by is not None:
                     events.append(followed_by)
-        self.core.check_integrity()
+        if changed:
+            self.core.check_integrity()
 
     def _perform(self, action: Action) -> Event | None:
         match action:

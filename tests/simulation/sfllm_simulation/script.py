@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 _PATTERNS = {"float": r"[0-9.e+-]+", "int": r"-?[0-9]+", "str": r"\S+"}
 _TYPES = {"float": float, "int": int, "str": str}
@@ -240,7 +240,7 @@ class Script(NamedTuple):
         kept = [event for event in kept if not isinstance(event, OF_A_REQUEST) or event.request in opened]
         return self._replace(events=tuple(kept))
 
-    def replaced(self, event: Event, **changes: float | str) -> Script:
+    def replaced(self, event: Event, **changes: Any) -> Script:
         """The same with some values of one event changed."""
         changed = replace(event, **changes)
         return self._replace(events=tuple(changed if each is event else each for each in self.events))
