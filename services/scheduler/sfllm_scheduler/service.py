@@ -119,7 +119,7 @@ class SchedulerService:
         return f"the loop has not turned for {silent:.0f} s" if silent > STALLED_SECONDS else None
 
     def close(self) -> None:
-        """Send what waits, for half a second at most, and close. The next scheduler asks the peers for all."""
+        """Send what waits, for half a second at most, and close. Peers tell all to the next scheduler."""
         for _ in range(CLOSING_TURNS):
             if not any(link.has_waiting for link in self._links):
                 break
