@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import signal
 import socket
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,7 +26,7 @@ from http_client import (
     wait_until,
 )
 
-from sfllm.messages import Cancel, GatewayBye, ModelState, Resend, Submit
+from sfllm.messages import Cancel, ModelState, Resend, Submit
 
 COMPLETIONS = "/v1/completions"
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -234,58 +232,6 @@ def test_forty_requests_at_once_each_get_their_own_text(
     with ThreadPoolExecutor(40) as pool:
         assert list(pool.map(ask, range(40))) == [f"text {number}" for number in range(40)]
     wait_until(lambda: gateway.metric("gateway_open_requests") == 0, "still open")
-
-
-def test_sigterm_lets_open_streams_finish_and_exits_with_0(
-    own_scheduler: FakeScheduler, start: Callable[..., GatewayProcess]
-) -> None:
-    gateway = start(own_scheduler)
-    gateway.wait_ready()
-    own_scheduler.script.pause_at = 3
-    _, lines = open_stream(gateway)
-    own_scheduler.wait_for(Submit)
-    gateway.process.send_signal(signal.SIGTERM)
-
-    def refuses() -> bool:
-        try:
-            return requests.get(f"{gateway.url}/ready", timeout=5).status_code == 503
-        except requests.ConnectionError:
-            return True
-
-    wait_until(refuses, "it still takes requests")
-    threading.Timer(0.2, own_scheduler.resume).start()
-    assert text_of(rest(lines)) == ALPHABET
-    assert gateway.process.wait(10) == 0
-    own_scheduler.wait_for(GatewayBye)
-
-
-def test_the_end_of_the_drain_time_ends_what_is_open_with_an_error(
-    own_scheduler: FakeScheduler, start: Callable[..., GatewayProcess]
-) -> None:
-    gateway = start(own_scheduler, "--drain-seconds=0.3")
-    gateway.wait_ready()
-    own_scheduler.script.pause_at = 3
-    _, lines = open_stream(gateway)
-    own_scheduler.wait_for(Submit)
-    gateway.process.send_signal(signal.SIGTERM)
-    last = rest(lines)[-1]
-    assert last["error"]["code"] == "service_unavailable"  # type: ignore[index]  # JSON of an error
-    assert gateway.process.wait(10) == 0
-    own_scheduler.wait_for(Cancel)
-
-
-def test_two_gateways_share_a_port(
-    own_scheduler: FakeScheduler, start: Callable[..., GatewayProcess]
-) -> None:
-    first = start(own_scheduler)
-    first.wait_ready()
-    second = start(own_scheduler, f"--port={first.port}")
-    wait_until(lambda: len(own_scheduler.gateways) == 2, "the second said no hello")
-    second.port, second.url = first.port, first.url
-    first.process.send_signal(signal.SIGTERM)
-    assert first.process.wait(10) == 0
-    second.wait_ready()
-    assert complete(second, prompt="say:x")["choices"][0]["text"] == "x"
 
 
 def test_a_client_that_reads_nothing_is_cut_off_at_the_deadline(

@@ -17,7 +17,15 @@ from sfllm.metrics import CONTENT_TYPE
 from sfllm_gateway import native, openapi, text_api
 from sfllm_gateway.endpoints import ENDPOINTS, Endpoint, GatewayState, serve_generation
 from sfllm_gateway.failures import as_service_error
-from sfllm_gateway.http_io import ClientGoneError, error_headers, error_json, header, read_body, send_error
+from sfllm_gateway.http_io import (
+    ClientGoneError,
+    Headers,
+    error_headers,
+    error_json,
+    header,
+    read_body,
+    send_error,
+)
 from sfllm_gateway.openai.responses import model_json
 from sfllm_gateway.text_api import DetokenizeRequest, TokenizeRequest
 from sfllm_gateway.version import VERSION
@@ -201,7 +209,7 @@ class HttpFront:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 name = (b"x-request-id", scope["state"]["request_id"].encode("latin-1"))
-                message["headers"] = [*message.get("headers", ()), name]
+                message["headers"] = [*message.get("headers", ()), name, *self._farewell()]
             await send(message)
 
         try:
@@ -216,6 +224,10 @@ class HttpFront:
             method = scope["method"] if scope["method"] in METHODS else "other"
             handler = getattr(route, "path", "unmatched")
             self._state.metrics.http_requests.labels(method, str(status), handler).inc()
+
+    def _farewell(self) -> Headers:
+        """A gateway that leaves tells each client to come back on another connection."""
+        return ((b"connection", b"close"),) if self._state.draining else ()
 
 
 def _client_id(scope: Scope) -> str | None:

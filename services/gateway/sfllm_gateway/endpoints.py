@@ -160,10 +160,6 @@ async def serve_generation(
 ) -> None:
     """Serve one request from its first body byte to its last answer byte. Raises `ServiceError`."""
     arrived = time.monotonic()
-    if state.draining:
-        raise ServiceError(
-            ErrorCode.SERVICE_UNAVAILABLE, "this gateway is shutting down", retry_after_seconds=1
-        )
     if state.open_requests >= state.settings.max_streams:
         raise ServiceError(
             ErrorCode.QUEUE_FULL, "this gateway has as many requests open as it may", retry_after_seconds=1

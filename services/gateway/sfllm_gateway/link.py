@@ -90,7 +90,7 @@ class SchedulerLink:
 
     def _send(self) -> None:
         """Send what the table has to say; a scheduler that takes too little is given up."""
-        while outgoing := self._table.take_outgoing():
+        while (outgoing := self._table.take_outgoing()) and not self._dealer.socket.closed:
             try:
                 for item in outgoing:
                     self._send_one(item)
