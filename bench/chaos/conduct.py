@@ -135,7 +135,8 @@ class Run:
     async def _break(self, fault: PlannedFault, started: float) -> None:
         await asyncio.sleep(started + fault.at - time.monotonic())
         service = self._fleet.service(fault.target)
-        if not await self._is_up(service):
+        # A second signal would end a drain at once, as it should.
+        if service.is_leaving or not await self._is_up(service):
             self.faults["skipped"] += 1
             return
         self.faults[f"{fault.kind} {service.kind}"] += 1

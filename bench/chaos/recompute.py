@@ -15,6 +15,7 @@ from torch import Tensor
 from chaos.ask import Delivery
 from chaos.judge import Difference
 from sfllm.messages import Sampling
+from sfllm.model_files import resolve_model
 from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.load import load_model
 from sfllm_worker.model.attention_batch import AttentionBatch
@@ -32,14 +33,15 @@ class Recomputed:
     """The model in this process."""
 
     def __init__(self, path: str, load_format: str) -> None:
-        self._decoder = load_model(path, dtype="float32", load_format=load_format).decoder
+        found = path if load_format == "dummy" else resolve_model(path)
+        self._decoder = load_model(found, dtype="float32", load_format=load_format).decoder
 
     def excuses(self, difference: Difference, delivery: Delivery) -> bool:
         """Whether the model might have said either token there, and every later one that was delivered."""
         sampling = sampling_of(delivery.template.body)
         ids = delivery.choices[difference.choice].ids
         prompt = delivery.prompt_ids
-        logits = self._logits([*prompt, *ids[:-1]])[len(prompt) - 1 :]
+        logits = self.logits([*prompt, *ids[:-1]])[len(prompt) - 1 :]
         choice = difference.choice
 
         def possible(position: int, token: int) -> bool:
@@ -51,7 +53,7 @@ class Recomputed:
         )
 
     @torch.inference_mode()
-    def _logits(self, tokens: Sequence[int]) -> Tensor:
+    def logits(self, tokens: Sequence[int]) -> Tensor:
         """Logits float32 `[len(tokens), vocab]`, computed at once."""
         blocks = -(-len(tokens) // BLOCK_TOKENS)
         decoder = self._decoder

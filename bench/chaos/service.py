@@ -77,13 +77,18 @@ class Service:
         """How many lives have ended."""
         return len(self.ends)
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it was asked to stop, or killed, and has not ended yet."""
+        return bool(self._done)
+
     def was_killed_since(self, moment: float) -> bool:
         """Whether it was killed after `moment`."""
         return any(deed.done == "killed" and deed.at >= moment for deed in self.deeds)
 
     def left_since(self, moment: float) -> bool:
         """Whether it is leaving, or some life of it ended after `moment`."""
-        return bool(self._done) or any(end.at >= moment for end in self.ends)
+        return self.is_leaving or any(end.at >= moment for end in self.ends)
 
     async def answers(self, path: str = "/health") -> bool:
         """Whether its admin port answers 200 now."""
