@@ -163,6 +163,7 @@ def test_when_its_suspects_are_cleared_a_worker_is_open_to_everybody(driver: Dri
     else:
         for _ in range(11):
             driver.worker_beat(worker)
+            driver.gateway_beat()
             driver.tick(1.0)
     driver.tick()
     assert driver.grants(worker) == [[handle], [ordinary]]
