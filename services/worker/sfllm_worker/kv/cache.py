@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,18 +59,19 @@ class KVCache:
         self.block_size = block_size
         shape = (config.num_layers, 2, num_blocks, config.num_kv_heads, block_size, config.head_dim)
         # One allocation, so that copies of blocks are one operation; each layer's part is contiguous.
-        self._storage = _zeros(shape, dtype, torch.device(device))
-        self.layers = [KVLayer(i, self._storage[i, 0], self._storage[i, 1]) for i in range(config.num_layers)]
+        self.storage = _zeros(shape, dtype, torch.device(device))
+        """`[num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim]`: all keys and values."""
+        self.layers = [KVLayer(i, self.storage[i, 0], self.storage[i, 1]) for i in range(config.num_layers)]
 
     @property
     def dtype(self) -> torch.dtype:
         """Element type of keys and values."""
-        return self._storage.dtype
+        return self.storage.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the cache lives."""
-        return self._storage.device
+        return self.storage.device
 
     def copy_block(self, src: int, dst: int) -> None:
         """Copy one block of all layers."""
@@ -81,20 +83,24 @@ class KVCache:
             return
         sources = torch.tensor([src for src, _ in pairs], dtype=torch.int64, device=self.device)
         targets = torch.tensor([dst for _, dst in pairs], dtype=torch.int64, device=self.device)
-        self._storage.index_copy_(2, targets, self._storage.index_select(2, sources))
+        self.storage.index_copy_(2, targets, self.storage.index_select(2, sources))
 
     def zero_blocks(self, blocks: Sequence[int]) -> None:
         """Clear blocks of all layers, so that non-finite values in them cannot reach a later owner."""
         if blocks:
-            self._storage.index_fill_(2, torch.tensor(blocks, dtype=torch.int64, device=self.device), 0)
+            self.storage.index_fill_(2, torch.tensor(blocks, dtype=torch.int64, device=self.device), 0)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros that cost nothing until they are used: on a CPU the kernel gives zeroed pages on first touch.
 
-    `torch.zeros` writes every byte, which for gigabytes takes seconds of the start.
+    `torch.zeros` writes every byte, which for gigabytes takes seconds of the start. Large pages are asked
+    for, because each block of each layer lies on pages of its own, and looking those up takes time.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    memory = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(memory).view(dtype).view(shape)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them is only slower
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -16,10 +16,11 @@ from sfllm_worker.load.gguf_cache import converted
 from sfllm_worker.load.safetensors_files import SafetensorsSource
 from sfllm_worker.load.weights import build_weights
 from sfllm_worker.model.config import ModelConfig
-from sfllm_worker.model.decoder import Decoder, TextModel
+from sfllm_worker.model.decoder import TextModel
 from sfllm_worker.model.errors import ModelLoadError
 from sfllm_worker.model.families import find_family
 from sfllm_worker.model.transformers_model import dummy_transformers_model, load_transformers_model
+from sfllm_worker.native.decoder import make_decoder
 
 _log = logging.getLogger(__name__)
 
@@ -126,7 +127,9 @@ def _load_dummy(
         decoder = dummy_transformers_model(raw, directory, chosen, device, seed)
     else:
         config = ModelConfig.from_hf(raw, context_length)
-        decoder = Decoder(config, build_weights(config, DummySource(seed, chosen, device), chosen, device))
+        decoder = make_decoder(
+            config, build_weights(config, DummySource(seed, chosen, device), chosen, device)
+        )
     generation = generation_defaults(directory) if directory.is_dir() else GenerationDefaults()
     return LoadedModel(
         config=decoder.config,
@@ -151,7 +154,7 @@ def _load_directory(
     else:
         config = ModelConfig.from_hf(raw, context_length)
         source = SafetensorsSource(directory)
-        decoder = Decoder(config, build_weights(config, source, chosen, device))
+        decoder = make_decoder(config, build_weights(config, source, chosen, device))
         _warn_unexpected(config, source)
     return LoadedModel(
         config=decoder.config,

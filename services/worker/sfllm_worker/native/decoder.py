@@ -1,0 +1,190 @@
+"""A decoder whose steps run in the native library: one call for all layers of a step."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfllm_worker.kv.cache import KVCache
+from sfllm_worker.model.attention import AttentionBatch
+from sfllm_worker.model.config import ModelConfig
+from sfllm_worker.model.decoder import Decoder, DecoderWeights, LayerWeights
+from sfllm_worker.model.layers import DenseLinear, Linear, soft_cap
+from sfllm_worker.model.rope import Rotary
+from sfllm_worker.native import structures as s
+from sfllm_worker.native.library import check, native_library
+
+ELEMENT_TYPES = {torch.float32: s.FLOAT32, torch.bfloat16: s.BFLOAT16}
+_ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "gelu_pytorch_tanh": 2}
+_FIRST_TABLE_ROWS = 2048
+
+
+def make_decoder(config: ModelConfig, weights: DecoderWeights) -> Decoder:
+    """The fastest decoder for these weights: native on a CPU that can have it, else in plain torch."""
+    fits = weights.embedding.device.type == "cpu" and weights.embedding.dtype in ELEMENT_TYPES
+    # Two neighbouring bfloat16 are multiplied at once.
+    if fits and config.head_dim % 2 == 0 and (library := native_library()) is not None:
+        return NativeDecoder(config, weights, library)
+    return Decoder(config, weights)
+
+
+class NativeDecoder(Decoder):
+    """`Decoder` in one native call a step, over the same weights.
+
+    Hidden rows stay in float32 between products, and each row is computed in an order that does not depend
+    on the batch: a sequence's logits are the same to the last bit alone and in any batch, decoded, in
+    chunks or computed again.
+    """
+
+    def __init__(self, config: ModelConfig, weights: DecoderWeights, library: ctypes.CDLL) -> None:
+        super().__init__(config, weights)
+        self._library = library
+        self._element_type = ELEMENT_TYPES[self.dtype]
+        self._tables = [_RotationTable(rotary) for rotary in self._rotaries]
+        self._rotations = (s.RotationSpec * max(1, len(self._tables)))()
+        # The structures hold bare addresses: these tensors must live as long.
+        self._kept: list[Tensor] = []
+        self._model = self._model_spec()
+        self._head = _matrix(weights.head)
+        self._memory = _WorkingMemory(0, torch.empty(0), torch.empty(0), torch.empty(0))
+
+    def forward(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache) -> Tensor:
+        """Run one step and write its keys and values into `kv`; see `Decoder.forward`."""
+        tokens = batch.num_tokens
+        smallest, largest = token_ids.aminmax()
+        if smallest < 0 or largest >= self.config.vocab_size:
+            raise IndexError(f"token ids must be within 0 .. {self.config.vocab_size - 1}")
+        memory = self._working_memory(tokens)
+        for index, table in enumerate(self._tables):
+            rows = table.covering(max(batch.context_lens))
+            self._rotations[index] = s.RotationSpec(rows.data_ptr(), rows.shape[1])
+        result = torch.empty(tokens, self.config.hidden_size, dtype=self.dtype)
+        step = s.StepSpec(
+            tokens,
+            len(batch.context_lens),
+            batch.block_tables.shape[1],
+            token_ids.data_ptr(),
+            positions.data_ptr(),
+            batch.slot_mapping.data_ptr(),
+            batch.context_lens_tensor.data_ptr(),
+            batch.last_rows.data_ptr(),
+            batch.block_tables.data_ptr(),
+            self._rotations,
+            memory.hidden.data_ptr(),
+            memory.wide.data_ptr(),
+            memory.narrow.data_ptr(),
+            result.data_ptr(),
+            torch.get_num_threads(),
+        )
+        cache = s.KVSpec(kv.storage.data_ptr(), kv.num_blocks, kv.block_size)
+        check(self._library.sfllm_decoder_step(byref(self._model), byref(cache), byref(step)))
+        return result
+
+    def logits(self, hidden_rows: Tensor) -> Tensor:
+        """Logits float32 `[n, vocab_size]` of the given rows `[n, hidden_size]` of `forward`'s result."""
+        rows = hidden_rows.contiguous()
+        out = torch.empty(len(rows), self._head.rows, dtype=torch.float32)
+        if len(rows):
+            threads = torch.get_num_threads()
+            arguments = (rows.data_ptr(), len(rows), out.data_ptr(), threads)
+            check(self._library.sfllm_linear(self._element_type, byref(self._head), *arguments))
+        if self.config.final_soft_cap is not None:
+            out = soft_cap(out, self.config.final_soft_cap)
+        return out
+
+    def _working_memory(self, tokens: int) -> _WorkingMemory:
+        """Buffers for a step of so many tokens; they grow to the largest step and are used again."""
+        if self._memory.tokens < tokens:
+            c = self.config
+            wide = max(c.q_size + 2 * c.kv_size, c.hidden_size)
+            narrow = max(c.hidden_size + c.intermediate_size, 2 * c.q_size)
+            self._memory = _WorkingMemory(
+                tokens,
+                torch.empty(tokens, c.hidden_size, dtype=torch.float32),
+                torch.empty(tokens, wide, dtype=torch.float32),
+                torch.empty(tokens, narrow, dtype=self.dtype),
+            )
+        return self._memory
+
+    def _model_spec(self) -> s.ModelSpec:
+        c, weights = self.config, self.weights
+        layers = (s.LayerSpec * c.num_layers)(*map(self._layer_spec, range(c.num_layers)))
+        return s.ModelSpec(
+            element_type=self._element_type,
+            hidden_size=c.hidden_size,
+            intermediate_size=c.intermediate_size,
+            heads=c.num_heads,
+            kv_heads=c.num_kv_heads,
+            head_dim=c.head_dim,
+            num_layers=c.num_layers,
+            activation=_ACTIVATIONS[c.activation],
+            norm_eps=c.rms_norm_eps,
+            attention_scale=c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale,
+            attention_soft_cap=c.attention_soft_cap or 0.0,
+            embedding_scale=1.0 if self._embedding_scale is None else self._embedding_scale,
+            embedding=weights.embedding.data_ptr(),
+            final_norm=self._norm(weights.final_norm),
+            layers=layers,
+        )
+
+    def _layer_spec(self, index: int) -> s.LayerSpec:
+        layer: LayerWeights = self.weights.layers[index]
+        kind = self._layers[index]
+        return s.LayerSpec(
+            qkv=_matrix(layer.qkv),
+            output=_matrix(layer.attention_output),
+            gate_up=_matrix(layer.gate_up),
+            down=_matrix(layer.down),
+            input_norm=self._norm(layer.input_norm),
+            qk_norm=self._norm(layer.qk_norm),
+            post_attention_norm=self._norm(layer.post_attention_norm),
+            pre_feedforward_norm=self._norm(layer.pre_feedforward_norm),
+            post_feedforward_norm=self._norm(layer.post_feedforward_norm),
+            rotation=-1 if kind.rotation is None else kind.rotation,
+            window=kind.options.window or 0,
+        )
+
+    def _norm(self, weight: Tensor | None) -> int | None:
+        """The address of a norm's weight in float32."""
+        if weight is None:
+            return None
+        self._kept.append(weight.to(torch.float32).contiguous())
+        return self._kept[-1].data_ptr()
+
+
+class _WorkingMemory(NamedTuple):
+    """See `StepSpec` in `src/step.h`."""
+
+    tokens: int
+    hidden: Tensor
+    wide: Tensor
+    narrow: Tensor
+
+
+class _RotationTable:
+    """A rotary embedding's cosines and sines by position, as far as sequences have come."""
+
+    def __init__(self, rotary: Rotary) -> None:
+        self._rotary = rotary
+        self._rows = torch.empty(0, rotary.dim)
+
+    def covering(self, length: int) -> Tensor:
+        """float32 `[at least length, channels]`: cosines, then sines, of each position."""
+        if length > len(self._rows):
+            count = max(_FIRST_TABLE_ROWS, length, 2 * len(self._rows))
+            cosines, signed = self._rotary.rotation(torch.arange(count), torch.float32)
+            half = self._rotary.dim // 2
+            self._rows = torch.cat((cosines[:, 0, :half], signed[:, 0, half:]), dim=1)
+        return self._rows
+
+
+def _matrix(linear: Linear) -> s.Matrix:
+    if not isinstance(linear, DenseLinear):
+        raise TypeError(f"{type(linear).__name__} has no plain weight")
+    assert linear.weight.is_contiguous()
+    bias = None if linear.bias is None else linear.bias.data_ptr()
+    return s.Matrix(linear.weight.data_ptr(), bias, *linear.weight.shape)

@@ -1,0 +1,114 @@
+// Linear layers: `y[m][n] = x[m] . w[n] + bias[n]`, in blocks that stay in the caches.
+
+#pragma once
+
+#include <algorithm>
+
+#include "dot.h"
+
+struct Matrix {
+    const void *weight;  // [rows, columns] in the element type of the model
+    const void *bias;    // [rows] or null
+    int64_t rows;
+    int64_t columns;
+};
+
+enum class Into { REPLACE, ADD };
+
+// Activations that are used again and again should stay in the first-level cache beside a weight's rows.
+constexpr size_t ACTIVATION_BYTES = 28 * 1024;
+
+template <class T, int MR, int QUADS>
+INLINE void linear_tile(const T *x, size_t x_stride, const T *w, const T *bias, int depth, int count, float *y,
+                        size_t y_stride, Into into) {
+    constexpr int NR = 4 * QUADS;
+    const T *rows[NR];
+    // Past the last row its neighbour is computed again and dropped.
+    for (int n = 0; n < NR; n++) rows[n] = w + (size_t)std::min(n, count - 1) * depth;
+    float out[MR][NR];
+    dot_tile<T, MR, QUADS>(x, x_stride, rows, depth, out);
+    const int used = std::min(count, NR);
+    for (int m = 0; m < MR; m++) {
+        float *row = y + m * y_stride;
+        if (bias)
+            for (int n = 0; n < used; n++) out[m][n] += to_float(bias[n]);
+        if (into == Into::ADD)
+            for (int n = 0; n < used; n++) row[n] += out[m][n];
+        else
+            memcpy(row, out[m], used * sizeof(float));
+    }
+}
+
+template <class T, int MR, int QUADS>
+static void linear_strip(const T *x, size_t x_stride, const T *w, const T *bias, int depth, int count, float *y,
+                         size_t y_stride, Into into) {
+    for (int n = 0; n < count; n += 4 * QUADS)
+        linear_tile<T, MR, QUADS>(x, x_stride, w + (size_t)n * depth, bias ? bias + n : nullptr, depth, count - n,
+                                  y + n, y_stride, into);
+}
+
+// Rows `first .. first + count` of `matrix` times `m_count` rows of `x`; `y` points at the first of them.
+template <class T>
+static void linear_block(const T *x, size_t x_stride, int m_count, const Matrix &matrix, int first, int count,
+                         float *y, size_t y_stride, Into into) {
+    const int depth = (int)matrix.columns;
+    const T *w = (const T *)matrix.weight + (size_t)first * depth;
+    const T *bias = matrix.bias ? (const T *)matrix.bias + first : nullptr;
+#define STRIP(MR, QUADS) linear_strip<T, MR, QUADS>(x, x_stride, w, bias, depth, count, y, y_stride, into)
+    switch (m_count) {
+    case 1: return STRIP(1, 4);
+    case 2: return STRIP(2, 2);
+    case 3: return STRIP(3, 2);
+    }
+    const int fitting = (int)(ACTIVATION_BYTES / (depth * sizeof(T)));
+    const int block = std::max(6, fitting / 6 * 6);
+    for (int m0 = 0; m0 < m_count; m0 += block) {
+        const int m1 = std::min(m_count, m0 + block);
+        const size_t next_bytes = 4 * (size_t)depth * sizeof(T), piece = next_bytes / ((m1 - m0 + 5) / 6) + 1;
+        for (int n = 0; n < count; n += 4) {
+            const T *wn = w + (size_t)n * depth;
+            const T *bn = bias ? bias + n : nullptr;
+            // While these rows are used, the next ones are fetched, a piece with each tile.
+            const char *next = (const char *)(wn + 4 * (size_t)depth), *const next_end = next + next_bytes;
+            const bool fetch = m0 == 0 && n + 4 < count;
+#define TILE(MR) \
+    linear_tile<T, MR, 1>(x + m * x_stride, x_stride, wn, bn, depth, count - n, y + m * y_stride + n, y_stride, into)
+            int m = m0;
+            for (; m + 6 <= m1; m += 6) {
+                for (const char *stop = next + piece; fetch && next < stop && next < next_end; next += 64)
+                    __builtin_prefetch(next);
+                TILE(6);
+            }
+            switch (m1 - m) {
+            case 1: TILE(1); break;
+            case 2: TILE(2); break;
+            case 3: TILE(3); break;
+            case 4: TILE(4); break;
+            case 5: TILE(5); break;
+            }
+#undef TILE
+        }
+    }
+#undef STRIP
+}
+
+// Outputs of a product are dealt out in blocks: small enough that every thread gets several.
+inline int block_of_rows(int64_t rows, int64_t threads) {
+    const int64_t fair = (rows / (threads * 8) + 15) / 16 * 16;
+    return (int)std::clamp<int64_t>(fair, 16, 64);
+}
+
+// So many token rows at a time share a reading of a block of weights.
+constexpr int TOKEN_BLOCK = 240;
+
+// The whole product. Called by all threads of a team, who share its blocks.
+template <class T>
+void product(const T *x, int64_t x_stride, int64_t tokens, const Matrix &matrix, float *y, int64_t y_stride, Into into,
+             int64_t threads) {
+    const int rows = block_of_rows(matrix.rows, threads);
+#pragma omp for schedule(dynamic) collapse(2)
+    for (int64_t t = 0; t < tokens; t += TOKEN_BLOCK)
+        for (int64_t n = 0; n < matrix.rows; n += rows)
+            linear_block(x + t * x_stride, x_stride, (int)std::min<int64_t>(TOKEN_BLOCK, tokens - t), matrix, (int)n,
+                         (int)std::min<int64_t>(rows, matrix.rows - n), y + t * y_stride + n, y_stride, into);
+}

@@ -1,0 +1,60 @@
+// What Python hands over: plain structures of numbers and addresses, mirrored in structures.py.
+
+#pragma once
+
+#include "linear.h"
+
+// Element types of a model.
+enum ElementType : int64_t { FLOAT32 = 0, BFLOAT16 = 1 };
+
+struct LayerSpec {
+    Matrix qkv, output, gate_up, down;
+    const float *input_norm;
+    const float *qk_norm;              // [heads + kv_heads, head_dim] or null
+    const float *post_attention_norm;  // or null
+    const float *pre_feedforward_norm;
+    const float *post_feedforward_norm;  // or null
+    int64_t rotation;                    // which of the step's tables, -1 for none
+    int64_t window;                      // how many of the newest tokens are seen, 0 for all
+};
+
+struct ModelSpec {
+    int64_t element_type, hidden_size, intermediate_size, heads, kv_heads, head_dim, num_layers;
+    int64_t activation;
+    float norm_eps, attention_scale, attention_soft_cap, embedding_scale;
+    const void *embedding;  // [vocabulary, hidden_size]
+    const float *final_norm;
+    const LayerSpec *layers;
+};
+
+// A table of rotations: row p has the cosines and then the sines of position p.
+struct RotationSpec {
+    const float *table;
+    int64_t channels;
+};
+
+struct KVSpec {
+    void *storage;  // [layers, 2, blocks, kv_heads, block_size, head_dim]
+    int64_t num_blocks, block_size;
+};
+
+struct StepSpec {
+    int64_t num_tokens, num_sequences, table_width;
+    const int64_t *token_ids, *positions, *slots;  // [num_tokens]
+    const int64_t *context_lens, *last_rows;       // [num_sequences]
+    const int64_t *block_tables;                   // [num_sequences, table_width]
+    const RotationSpec *rotations;
+    float *hidden;   // [num_tokens, hidden_size], working memory
+    float *wide;     // [num_tokens, the widest product's outputs], working memory
+    void *narrow;    // [num_tokens, max(hidden_size + intermediate_size, 2 * heads * head_dim)], working memory
+    void *result;    // [num_tokens, hidden_size]: the final, normed hidden rows
+    int64_t threads;
+};
+
+// Attention alone, for models whose other parts run elsewhere.
+struct AttentionSpec {
+    int64_t element_type, heads, kv_heads, head_dim, block_size, window;
+    float scale, soft_cap;
+    const void *queries, *keys, *values;  // [num_tokens, heads, head_dim] and one layer of the cache
+    void *result;                         // like the queries
+};

@@ -1,0 +1,174 @@
+"""Native attention over the paged cache against float64."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from ctypes import byref
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfllm_worker.model.attention import AttentionBatch
+from sfllm_worker.native import structures as s
+from sfllm_worker.native.library import check
+
+TYPES = {torch.float32: s.FLOAT32, torch.bfloat16: s.BFLOAT16}
+TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 2e-2}
+SPLIT = 1024
+
+
+@dataclass
+class Case:
+    """Sequences with queries at their end, over a cache whose unused slots are NaN."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+    lengths: Sequence[tuple[int, int]]
+    """(queries, context) of each sequence."""
+    window: int | None = None
+    soft_cap: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        rows = sum(queries for queries, _ in self.lengths)
+        # Keys and values are laid out the same for any seed, which only scatters the blocks.
+        self.q = torch.randn(rows, self.heads, self.head_dim, generator=generator).to(self.dtype)
+        self.k = [self._random(context, generator) for _, context in self.lengths]
+        self.v = [self._random(context, generator) for _, context in self.lengths]
+        counts = [-(-context // self.block_size) for _, context in self.lengths]
+        order = (torch.randperm(sum(counts), generator=torch.Generator().manual_seed(self.seed)) + 1).tolist()
+        self.tables = [order[sum(counts[:i]) : sum(counts[: i + 1])] for i in range(len(counts))]
+        shape = (sum(counts) + 1, self.kv_heads, self.block_size, self.head_dim)
+        self.key_cache, self.value_cache = (torch.full(shape, float("nan"), dtype=self.dtype) for _ in "kv")
+        for table, k, v in zip(self.tables, self.k, self.v, strict=True):
+            for position in range(len(k)):
+                block, slot = table[position // self.block_size], position % self.block_size
+                self.key_cache[block, :, slot], self.value_cache[block, :, slot] = k[position], v[position]
+
+    def _random(self, context: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(context, self.kv_heads, self.head_dim, generator=generator).to(self.dtype)
+
+    def run(self, library: ctypes.CDLL, threads: int = 2) -> Tensor:
+        queries, contexts = zip(*self.lengths, strict=True)
+        batch = AttentionBatch.build(queries, contexts, self.tables, self.block_size)
+        out = torch.full_like(self.q, float("nan"))
+        step = s.StepSpec(
+            num_tokens=batch.num_tokens,
+            num_sequences=len(contexts),
+            table_width=batch.block_tables.shape[1],
+            context_lens=batch.context_lens_tensor.data_ptr(),
+            last_rows=batch.last_rows.data_ptr(),
+            block_tables=batch.block_tables.data_ptr(),
+            threads=threads,
+        )
+        spec = s.AttentionSpec(
+            TYPES[self.dtype],
+            self.heads,
+            self.kv_heads,
+            self.head_dim,
+            self.block_size,
+            self.window or 0,
+            self.head_dim**-0.5,
+            self.soft_cap or 0.0,
+            self.q.data_ptr(),
+            self.key_cache.data_ptr(),
+            self.value_cache.data_ptr(),
+            out.data_ptr(),
+        )
+        check(library.sfllm_attend(byref(spec), byref(step)))
+        return out
+
+    def exact(self) -> Tensor:
+        """In float64, row by row as the definition has it."""
+        outs, row = [], 0
+        for (queries, context), k, v in zip(self.lengths, self.k, self.v, strict=True):
+            q = self.q[row : row + queries].double()
+            keys, values = (x.double().repeat_interleave(self.heads // self.kv_heads, dim=1) for x in (k, v))
+            scores = torch.einsum("qhd,khd->hqk", q, keys) * self.head_dim**-0.5
+            if self.soft_cap:
+                scores = self.soft_cap * torch.tanh(scores / self.soft_cap)
+            positions = torch.arange(context - queries, context)[:, None]
+            seen = torch.arange(context) <= positions
+            if self.window:
+                seen &= torch.arange(context) > positions - self.window
+            weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+            outs.append(torch.einsum("hqk,khd->qhd", weights, values))
+            row += queries
+        return torch.cat(outs)
+
+
+RAGGED = [(1, 1), (1, 64), (1, 65), (1, 300), (1, 17), (5, 5), (1 + 48, 49), (70, 200), (3, 131)]
+SHAPES = [(9, 3, 64, 32), (4, 4, 16, 4), (6, 2, 8, 16), (8, 1, 128, 16), (2, 2, 256, 8), (16, 2, 80, 1)]
+
+
+def close(case: Case, library: ctypes.CDLL) -> None:
+    tolerance = TOLERANCES[case.dtype]
+    torch.testing.assert_close(case.run(library).double(), case.exact(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size"), SHAPES)
+def test_ragged_batches_equal_float64(
+    library: ctypes.CDLL, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, block_size: int
+) -> None:
+    close(Case(heads, kv_heads, head_dim, block_size, dtype, RAGGED), library)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("window", [1, 7, 64, 100, 1000])
+def test_windows_equal_float64(library: ctypes.CDLL, dtype: torch.dtype, window: int) -> None:
+    close(Case(4, 2, 32, 16, dtype, RAGGED, window=window), library)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("window", [None, 50])
+def test_soft_caps_equal_float64(library: ctypes.CDLL, dtype: torch.dtype, window: int | None) -> None:
+    close(Case(4, 2, 32, 16, dtype, RAGGED, window=window, soft_cap=1.5), library)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("context", [SPLIT - 1, SPLIT, SPLIT + 1, 3 * SPLIT + 70])
+@pytest.mark.parametrize("window", [None, SPLIT + 100])
+def test_long_contexts_equal_float64_however_they_are_cut(
+    library: ctypes.CDLL, dtype: torch.dtype, context: int, window: int | None
+) -> None:
+    case = Case(2, 1, 16, 32, dtype, [(1, context)], window=window)
+    close(case, library)
+    # One thread is given enough heads and sequences to keep the keys of each together.
+    assert torch.equal(case.run(library, threads=8), case.run(library, threads=1))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_query_has_the_same_result_to_the_last_bit_decoded_and_in_a_chunk(
+    library: ctypes.CDLL, dtype: torch.dtype
+) -> None:
+    context = SPLIT + 90
+    chunk = Case(4, 2, 32, 16, dtype, [(100, context)])
+    together = chunk.run(library)
+    for row in (0, 1, 33, 47, 48, 99):
+        one = Case(4, 2, 32, 16, dtype, [(1, context - 99 + row)])
+        one.q, one.tables = chunk.q[row : row + 1].contiguous(), chunk.tables
+        one.key_cache, one.value_cache = chunk.key_cache, chunk.value_cache
+        assert torch.equal(one.run(library), together[row : row + 1])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_where_the_blocks_lie_changes_nothing(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    first, second = (Case(4, 2, 32, 16, dtype, RAGGED, seed=seed).run(library) for seed in (1, 2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_nan_among_the_keys_reaches_the_result(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    case = Case(4, 2, 32, 16, dtype, [(1, 40), (1, 90)])
+    case.key_cache[case.tables[1][0], 0, 3, 5] = float("nan")
+    out = case.run(library)
+    assert not out[0].isnan().any()
+    assert bool(out[1, :2].isnan().all())
