@@ -314,8 +314,9 @@ class Finished(Message, frozen=True):
 class Interrupted(Message, frozen=True):
     """The attempt was lost; the gateway may submit again from what it has.
 
-    `suspects` is how many requests a crashed worker may have died of, this one among them; 0 when the
-    worker did not crash (it was drained, or a message was lost) or another request is suspected.
+    `suspects` is how many requests a crashed worker may have died of, this one among them: 1 only when it
+    ran nothing else; 0 when the worker did not crash (it was drained, or a message was lost) or another
+    request is suspected.
     """
 
     kind = 27

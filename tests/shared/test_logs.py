@@ -42,3 +42,22 @@ def test_text_lines_are_for_people_and_keep_to_the_level() -> None:
     assert "from elsewhere" in text
     assert "ValueError: boom" in text
     assert "hidden" in output("debug", "text")
+
+
+def test_a_logged_exception_is_a_plain_traceback_without_local_variables() -> None:
+    code = (
+        "import structlog\n"
+        "from sfllm import logs\n"
+        "logs.setup('t')\n"
+        "secret = 'hidden' * 2\n"
+        "try:\n"
+        "    1 / 0\n"
+        "except ZeroDivisionError:\n"
+        "    structlog.get_logger().exception('failed')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "ZeroDivisionError: division by zero" in done.stderr
+    assert "hiddenhidden" not in done.stderr
+    assert len(done.stderr.splitlines()) < 10

@@ -46,7 +46,10 @@ def main() -> int:
         print(f"sfllm_worker: {error}", file=sys.stderr)
         return 2  # as for a wrong flag: starting again would not help
     _drain_at_signal(worker, settings.drain_seconds)
-    code = worker.service.run()
+    try:
+        code = worker.service.run()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # drained: it must not go off while the interpreter ends
     if worker.admin is not None:
         worker.admin.close()
     return code
