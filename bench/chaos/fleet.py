@@ -20,7 +20,7 @@ READY_SECONDS = 120.0
 STOP_SECONDS = 60.0
 
 HELD: Mapping[str, tuple[tuple[str, Mapping[str, str]], ...]] = {
-    "scheduler": (("num_requests_running", {}), ("num_requests_waiting", {})),
+    "scheduler": (("num_requests_running", {}), ("num_requests_waiting", {}), ("requests_on_trial", {})),
     "gateway": (("gateway_open_requests", {}),),
     "worker": (
         ("kv_blocks", {"state": "used"}),
@@ -137,7 +137,8 @@ class Fleet:
             found = await self._held()
             return not found
 
-        await eventually(holds_nothing, seconds)
+        if await eventually(holds_nothing, seconds):
+            return await self._disagreements()
         return found
 
     async def stop(self) -> dict[str, int | None]:
@@ -174,6 +175,14 @@ class Fleet:
                 if value != 0:
                     found[" ".join([service.name, name, *labels.values()])] = -1.0 if value is None else value
         return found
+
+    async def _disagreements(self) -> dict[str, float]:
+        """How often, within a few beats, two sides of a link found that they believe different things."""
+        name = "reconciliations_total"
+        before = await self.value(self.scheduler, name)
+        await asyncio.sleep(3 * self.options.beat_seconds)
+        after = await self.value(self.scheduler, name)
+        return {} if before == after else {f"scheduler {name} at rest": (after or 0.0) - (before or 0.0)}
 
     async def _close(self) -> None:
         await asyncio.gather(
