@@ -23,3 +23,23 @@ def test_the_last_allowed_token_is_shown_together_with_the_end() -> None:
     assert output.unread
     assert output.advance().text == "b"
     assert output.finished
+
+
+def test_a_long_backlog_is_read_in_parts_and_ends_with_the_last() -> None:
+    journal = ChoiceJournal()
+    output = ChoiceOutput(journal, Detokenizers(BYTES).make(True), stops=["no"])
+    journal.ids.extend(b"abcde")
+    journal.finish_reason = "length"
+    assert output.advance(3).text == "abc"
+    assert (output.unread, output.finished) == (True, False)
+    assert output.advance(3).text == "de"
+    assert (output.unread, output.finished) == (False, True)
+
+
+def test_a_stop_string_across_two_parts_is_found() -> None:
+    journal = ChoiceJournal()
+    output = ChoiceOutput(journal, Detokenizers(BYTES).make(True), stops=["cd"])
+    journal.ids.extend(b"abcdef")
+    assert output.advance(3).text == "ab"
+    advance = output.advance(3)
+    assert (advance.text, advance.kept_tokens) == ("", 4)

@@ -60,17 +60,17 @@ class ChoiceOutput:
             return False
         return len(journal.ids) > self._read or (journal.finish_reason is not None and not self.finished)
 
-    def advance(self) -> Advance:
-        """Read what is new; with the journal's end the text that was held back comes too."""
+    def advance(self, most: int = sys.maxsize) -> Advance:
+        """Read what is new, at most so many tokens; with the journal's end comes what text was held back."""
         if self._discards:
             self.journal.keep(0)
             self.journal.finish_reason, self.journal.stop_token_id = "length", -1
             self.finished = True
             return Advance("", 0)
         start = self._read
-        fresh = self.journal.ids[start:]
+        fresh = self.journal.ids[start : start + most]
         self._read = start + len(fresh)
-        ends = self.journal.finish_reason is not None
+        ends = self.journal.finish_reason is not None and self._read == len(self.journal.ids)
         self.finished = ends
         if self._matcher is None:
             text = self._detokenizer.feed(fresh) + (self._detokenizer.finish() if ends else "")

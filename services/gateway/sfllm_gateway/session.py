@@ -36,6 +36,10 @@ from sfllm_gateway.metrics import GatewayMetrics
 from sfllm_gateway.stream import Request
 from sfllm_gateway.streams import DEADLINE_GRACE_SECONDS, OpenStream
 
+WRITE_TOKENS = 4096
+"""Tokens, those reported with log probabilities included, that are made into text at once. A client that
+reads again after a pause must not hold up the others with all that it missed."""
+
 STALLED_CLIENT_SECONDS = 60.0
 """A client that takes nothing for so long is cut off."""
 
@@ -71,6 +75,7 @@ class Session:
         self._opened: list[OpenStream] = []
         self._choices: list[Choice] = []
         self._failure: Exception | None = None
+        self._turn = 0
         self._awake = False
         self._waiter: asyncio.Future[None] | None = None
         self._quiet_since = time.monotonic()
@@ -171,14 +176,16 @@ class Session:
                 raise opened.stream.error
 
     def _collect(self) -> list[Update]:
-        """All that came since the last call, one update a choice."""
+        """What came since the last call, one update a choice, as far as it goes into one write."""
         updates = []
         now = time.monotonic()
-        for choice in self._choices:
+        token_cost = 1 if self._generation.logprobs is None else self._generation.logprobs + 2
+        left = WRITE_TOKENS // token_cost
+        for choice in [*self._choices[self._turn :], *self._choices[: self._turn]]:
             output = choice.output
             if output.finished or not output.unread:
                 continue
-            advance = output.advance()
+            advance = output.advance(left)
             if advance.kept_tokens is not None:
                 self._link.stop_choice(choice.opened, choice.number, advance.kept_tokens)
             if advance.tokens:
@@ -187,6 +194,11 @@ class Session:
                 choice.last_at = now
             if advance.text or output.finished:
                 updates.append(choice.update(advance.text))
+            left -= advance.tokens
+            if left < 1:  # the next call goes on with the next choice, without waiting for news
+                self._turn = (choice.index + 1) % len(self._choices)
+                self._awake = True
+                break
         return updates
 
     def _usage(self) -> Usage:
