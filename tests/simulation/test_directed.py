@@ -66,6 +66,16 @@ def test_a_fault_at_any_moment_of_a_stream_costs_time_and_nothing_else(fault: st
         assert result.outcomes == {"finished": 2}
 
 
+@pytest.mark.parametrize("link", ["worker-0 to scheduler", "scheduler to gateway-0"])
+def test_tokens_that_got_lost_are_sent_again_and_nothing_is_computed_again(link: str) -> None:
+    setup = "seed 1, 1 gateways, 1 workers of 4 slots and 256 cache tokens, steps of 20 ms"
+    for moment in range(10):
+        lost = f"t={1.2 + moment * EVERY_SECONDS:g} {link} drops 100%, doubles 0%, delays 0% for 0.05 s"
+        result = play(setup, request(1, 0.7, tokens=60), lost)
+        assert result.outcomes == {"finished": 1}
+        assert result.moves == 0
+
+
 def test_restarting_every_process_one_after_another_under_load_loses_nothing() -> None:
     setup = "seed 1, 2 gateways, 3 workers of 4 slots and 256 cache tokens, steps of 20 ms"
     requests = [request(number, number / 5, number % 2, tokens=60) for number in range(1, 60)]

@@ -12,11 +12,11 @@ from sfllm_scheduler.core.expiry import SLACK_ENTRIES
 
 from .faults import over_at
 from .gateway import Client, Gateway
-from .model import BLOCK_TOKENS
+from .model import BEAT_SECONDS, BLOCK_TOKENS, LEASE_SECONDS
 from .process import require
 from .script import FAULTS, Drain, Script
 from .worker import DRAIN_SECONDS, Worker
-from .world import BEAT_SECONDS, LEASE_SECONDS, RESTART_SECONDS, World
+from .world import RESTART_SECONDS, World
 
 EARLY_SECONDS = 0.01
 """Deadlines travel in whole milliseconds."""
@@ -55,6 +55,28 @@ def check_patience(world: World) -> None:
             require(waited <= bound, "ends in time", text)
 
 
+def check_let_go(world: World) -> None:
+    """What has ended for its client is soon nowhere any more.
+
+    Without faults a cancel takes effect with the next steps. After faults a beat shows what was lost, a
+    list says what it was, and a cancel that was lost too is repeated with the next beat.
+    """
+    step = world.script.setup.step_milliseconds / 1000
+    calm = calm_at(world.script)
+    started = [event.t for event in world.script.events if isinstance(event, FAULTS)]
+    faultless = all(t > world.agenda.now for t in started) and not world.happened["worker left"]
+    for client in world.clients.values():
+        if client.outcome is None or client.opened is None:
+            continue
+        patience = 2 * step + 0.1 if faultless else 2 * LEASE_SECONDS + 2 * BEAT_SECONDS + step
+        if world.agenda.now < (client.ended_at if faultless else max(client.ended_at, calm)) + patience:
+            continue
+        for peer in world.peers.values():
+            if isinstance(peer, Worker) and peer.alive:
+                held = peer.holds(client.identity, client.opened.stream.handle)
+                require(not held, "lets go", f"{peer.name} still has {client.name}, which has ended")
+
+
 def check_outcome(world: World, client: Client) -> None:
     """It finished, or it did not for one of the few reasons that are allowed."""
     if client.outcome in WITHOUT_ERROR:
@@ -70,8 +92,9 @@ def check_outcome(world: World, client: Client) -> None:
             f"request r{client.asked.request} " in f"{client.error} ", "errors", f"{what}, without its id"
         )
         if not world.script.poisonous(client.asked.request):
-            crashes = world.crashes_alone(client)
-            require(crashes >= 2, "innocents", f"{what}, and was alone at {crashes} losses of workers")
+            require(
+                client.seems_poisonous, "innocents", f"{what}, and was not alone at two losses of workers"
+            )
     else:
         require(False, "errors", what)
 

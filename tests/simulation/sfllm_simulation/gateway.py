@@ -8,12 +8,12 @@ from functools import partial
 
 from sfllm import wire
 from sfllm.errors import ErrorCode, ServiceError
-from sfllm.messages import SCHEDULER_TO_GATEWAY, ModelState
+from sfllm.messages import PROBATION_TOKENS, SCHEDULER_TO_GATEWAY, Interrupted, Message, ModelState
 from sfllm_gateway.stream import Request
 from sfllm_gateway.streams import ClearOutbox, OpenStream, StreamTable
 
 from .agenda import Agenda
-from .model import MODEL, Truth
+from .model import LEASE_SECONDS, MODEL, Truth
 from .network import Frames, Link
 from .process import Process, encoded, require
 from .script import Open
@@ -46,6 +46,7 @@ class Client:
         self.error: ServiceError | None = None
         self.ended_at = 0.0
         self.attempts = 0
+        self._losses: list[tuple[int, list[int]]] = []
         self._seen = [0] * asked.n
         self._reasons: list[str | None] = [None] * asked.n
 
@@ -69,6 +70,23 @@ class Client:
         """Nothing more comes."""
         require(self.outcome is None, "ends once", f"{self.name} ended as {self.outcome}, then as {outcome}")
         self.outcome, self.error, self.ended_at = outcome, error, self.agenda.now
+
+    def note_loss(self, message: Interrupted) -> None:
+        """If this says that it was alone on a lost worker, remember how far it had come."""
+        stream = self.opened.stream if self.opened is not None else None
+        if stream is None or (message.handle, message.attempt) != (stream.handle, stream.attempt):
+            return
+        if message.suspects == 1:
+            self._losses.append((stream.attempt, [len(choice.ids) for choice in stream.choices]))
+
+    @property
+    def seems_poisonous(self) -> bool:
+        """Whether it was alone at two losses of workers, without an attempt that came further in between."""
+        if len(self._losses) < 2:
+            return False
+        (first, before), (last, after) = self._losses[-2:]
+        grown = max(new - old for old, new in zip(before, after, strict=True))
+        return grown < PROBATION_TOKENS * (last - first)
 
     def check(self) -> None:
         """Compare what is new in the journals with the truth."""
@@ -143,6 +161,7 @@ class Gateway(Process):
         self.on_left: Callable[[], None] = lambda: None
         self._link: Link | None = None
         self._woken: list[Client] = []
+        self._heard_at = 0.0
 
     def start(self, link: Link) -> None:
         """Connect."""
@@ -152,7 +171,14 @@ class Gateway(Process):
     def receive(self, frames: Frames) -> None:
         """A message arrived."""
         message, arrays = _decode(frames)
-        self.do(lambda: self.table.handle(message, arrays, self.clock))
+        self.do(lambda: self._handle(message, arrays))
+
+    def _handle(self, message: Message, arrays: tuple[wire.Array, ...]) -> None:
+        self._heard_at = self.clock
+        if isinstance(message, Interrupted):
+            for client in self.clients:
+                client.note_loss(message)
+        self.table.handle(message, arrays, self.clock)
 
     def ask(self, client: Client) -> None:
         """A client asks, unless it has done so; without a model to ask it does nothing and comes again."""
@@ -200,6 +226,10 @@ class Gateway(Process):
 
     def _tick_now(self) -> None:
         self.table.tick(self.clock)
+        silent = self.clock - self._heard_at > LEASE_SECONDS + TICK_SECONDS
+        require(
+            not (silent and self.table.connected), "leases", f"{self.name} believes in a silent scheduler"
+        )
         for client in list(self.clients):
             assert client.opened_at is not None
             late = self.agenda.now - client.opened_at - client.asked.deadline

@@ -1,4 +1,4 @@
-"""The model that the simulated workers serve, and what its answers truly are."""
+"""The model that the simulated workers serve, what its answers truly are, and the times of the links."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ MODEL = "m"
 MAX_MODEL_LEN = 192
 BLOCK_TOKENS = 8
 STEP_TOKENS = 32
+BEAT_SECONDS = 1.0
+LEASE_SECONDS = 3.0
+
 STOP_TOKEN = ord(" ")
 """One token in 95 is a space, which ends an answer: some end by themselves, others at their length."""
 

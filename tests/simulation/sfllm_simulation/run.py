@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 from sfllm_gateway.streams import StreamTable
 
-from .checks import calm_at, check_outcome, check_patience, check_quiet
+from .checks import calm_at, check_let_go, check_outcome, check_patience, check_quiet
 from .faults import play
 from .gateway import Client, MakeTable
+from .model import LEASE_SECONDS
 from .process import InvariantBroken
 from .script import Script
 from .worker import DRAIN_SECONDS
-from .world import LEASE_SECONDS, World
+from .world import World
 
 WATCH_SECONDS = 0.25
 QUIET_SECONDS = 3 * LEASE_SECONDS + DRAIN_SECONDS
@@ -70,10 +71,11 @@ def _play(world: World) -> None:
     for event in script.events:
         agenda.at(event.t, partial(play, world, event))
     last_event = max((event.t for event in script.events), default=0.0)
-    agenda.run(max(last_event, calm_at(script)))
-    while any(client.outcome is None for client in world.clients.values()):
+    begun = max(last_event, calm_at(script))
+    while agenda.now < begun or any(client.outcome is None for client in world.clients.values()):
         agenda.run(agenda.now + WATCH_SECONDS)
         check_patience(world)
+        check_let_go(world)
     for client in world.clients.values():
         check_outcome(world, client)
     agenda.run(agenda.now + QUIET_SECONDS)

@@ -26,7 +26,7 @@ from sfllm_scheduler.core.state import PolicyValues
 
 from .agenda import Agenda
 from .network import Frames, Link
-from .process import Process, encoded
+from .process import Process, encoded, require
 
 TURN_SECONDS = 0.05
 """Without messages the live loop turns as often."""
@@ -38,8 +38,7 @@ _decode_worker = wire.decoder(WORKER_TO_SCHEDULER)
 class Scheduler(Process):
     """A core that is checked after everything it did. `links` are the connections that it has now.
 
-    `asked_at` is when it last found that a peer holds something else than it thinks; `suspected` counts how
-    often a request was the only one that a worker can have died of.
+    `asked_at` is when it last found that a peer holds something else than it thinks.
     """
 
     def __init__(
@@ -54,7 +53,6 @@ class Scheduler(Process):
         super().__init__(agenda, "scheduler", clock_offset)
         self.core = SchedulerCore(policy, epoch)
         self.asked_at = 0.0
-        self.suspected: dict[tuple[bytes, int], int] = {}
         self._links = links
         self._on_record = on_record
         self.every(TURN_SECONDS, lambda: self._handle(Tick()))
@@ -77,8 +75,10 @@ class Scheduler(Process):
         events = deque([event])
         changed = not isinstance(event, Tick)
         while events:
+            held = {worker.worker_id: len(worker.holds) for worker in self.core.state.workers.values()}
             for action in self.core.handle(events.popleft(), self.clock):
                 changed = True
+                _check_blame(action, held)
                 followed_by = self._perform(action)
                 if followed_by is not None:
                     events.append(followed_by)
@@ -88,7 +88,8 @@ class Scheduler(Process):
     def _perform(self, action: Action) -> Event | None:
         match action:
             case ToGateway():
-                self._note(action)
+                if isinstance(action.message, ListHeld):
+                    self.asked_at = self.agenda.now
                 if not self._send(action):
                     return GatewayUnreachable(action.peer)
             case ToWorker():
@@ -111,10 +112,10 @@ class Scheduler(Process):
         link.to_process.send(encoded(action.message, action.arrays))
         return True
 
-    def _note(self, action: ToGateway) -> None:
+
+def _check_blame(action: Action, held: dict[str, int]) -> None:
+    """Only what was alone on a worker counts as alone; `held` says how many requests each had."""
+    if isinstance(action, ToGateway) and isinstance(action.message, Interrupted):
         message = action.message
-        if isinstance(message, ListHeld):
-            self.asked_at = self.agenda.now
-        elif isinstance(message, Interrupted) and message.suspects == 1:
-            key = (action.peer, message.handle)
-            self.suspected[key] = self.suspected.get(key, 0) + 1
+        alone = message.suspects != 1 or held[message.worker] == 1
+        require(alone, "blame", f"{message} blames one of {held.get(message.worker)} requests")

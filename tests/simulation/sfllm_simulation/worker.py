@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sfllm import wire
-from sfllm.messages import SCHEDULER_TO_WORKER, Capacity, WorkerHello
+from sfllm.messages import SCHEDULER_TO_WORKER, Capacity, Message, WorkerHello
 from sfllm_worker.protocol import ClearOutbox, WorkerProtocol
 
 from .agenda import Agenda
-from .model import CARD, BrokenStep, PoisonedEngine
+from .model import CARD, LEASE_SECONDS, BrokenStep, PoisonedEngine
 from .network import Frames, Link
 from .process import Process, encoded, require
 
@@ -44,6 +44,7 @@ class Worker(Process):
         self.protocol = WorkerProtocol(engine, hello, DRAIN_SECONDS)
         self.on_left: Callable[[bool], None] = lambda _said_goodbye: None
         self._step_seconds = step_seconds
+        self._heard_at = 0.0
         self._in_step = False
         self._step_is_over = False
         self._publish: Callable[[], None] = lambda: None
@@ -64,7 +65,15 @@ class Worker(Process):
     def receive(self, frames: Frames) -> None:
         """A message arrived."""
         message, arrays = _decode(frames)
-        self.do(lambda: self.protocol.handle(message, arrays, self.clock))
+        self.do(lambda: self._handle(message, arrays))
+
+    def _handle(self, message: Message, arrays: tuple[wire.Array, ...]) -> None:
+        self._heard_at = self.clock
+        self.protocol.handle(message, arrays, self.clock)
+
+    def holds(self, gateway: bytes, handle: int) -> bool:
+        """Whether it has this request."""
+        return any(held.key == (gateway, handle) for held in self.protocol._ledger.held())
 
     def drain(self) -> None:
         """SIGTERM."""
@@ -144,8 +153,9 @@ class Worker(Process):
             require(
                 free == total, "cache", f"{self.name}: {free} of {total} tokens are free, and nothing runs"
             )
-        if self.protocol.lease is None:
-            require(not self.protocol.held_requests, "leases", f"{self.name} holds requests without a lease")
+        silence = self.clock - self._heard_at
+        if self.protocol.lease is None or silence > LEASE_SECONDS + TURN_SECONDS:
+            require(not self.protocol.held_requests, "leases", f"{self.name} holds requests and has no lease")
 
     def _leave(self, failure: str) -> None:
         self.protocol.leave(failure)

@@ -13,15 +13,13 @@ from sfllm_scheduler.core.state import PolicyValues
 
 from .agenda import Agenda
 from .gateway import Client, Gateway, MakeTable
-from .model import STEP_TOKENS, make_engine
+from .model import BEAT_SECONDS, LEASE_SECONDS, STEP_TOKENS, make_engine
 from .network import Frames, Link, Pipe
 from .process import Process
 from .scheduler import Scheduler
 from .script import Noise, Open, Poison, Script, StopChoice
 from .worker import Worker
 
-BEAT_SECONDS = 1.0
-LEASE_SECONDS = 3.0
 MAX_ATTEMPTS = 20
 RESTART_SECONDS = 0.5
 """How long after a worker died of a request another takes its place."""
@@ -45,7 +43,6 @@ class World:
         self.links: dict[str, Link] = {}
         self.happened: Counter[str] = Counter()
         self.down: dict[str, float] = {}
-        self.suspected: Counter[tuple[bytes, int]] = Counter()
         self.cuts: Counter[tuple[str, str]] = Counter()
         self.noises: dict[tuple[str, str], Noise] = {}
         self.scheduler_blocks: set[str] = set()
@@ -79,12 +76,6 @@ class World:
             assert isinstance(gateway, Gateway)
             gateway.do(partial(gateway.ask, client))
             self.agenda.after(OPEN_AGAIN_SECONDS, partial(self._ask, client))
-
-    def crashes_alone(self, client: Client) -> int:
-        """How often a worker was lost, or seemed to be, that ran nothing else that can have killed it."""
-        assert client.opened is not None
-        key = client.identity, client.opened.stream.handle
-        return self.suspected[key] + self.scheduler.suspected.get(key, 0)
 
     # processes
 
@@ -136,7 +127,6 @@ class World:
 
     def kill_scheduler(self) -> None:
         """Connections break, and there are none until another scheduler is there."""
-        self.suspected.update(self.scheduler.suspected)
         self.scheduler.die()
         self.block_all("scheduler down")
         for link in self.links.values():
