@@ -45,6 +45,7 @@ class Report:
             "faults": dict(sorted(self.faults.items())),
             "moves": self.moves,
             "longest pause seconds": round(tally.longest_pause_seconds, 2),
+            "longest pause in request": tally.longest_pause_request,
             **tally.failures,
             "near ties": tally.near_ties,
             "leaks": dict(self.leaks),

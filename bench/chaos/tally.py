@@ -30,6 +30,7 @@ class Tally:
     )
     lines: list[str] = dataclasses.field(default_factory=list)
     longest_pause_seconds: float = 0.0
+    longest_pause_request: str = ""
 
     def fail(self, kind: str, line: str) -> None:
         """A failure; `line` helps to find its cause."""
@@ -45,7 +46,9 @@ class Tally:
             self.fail(fault.kind, f"{about}: {fault.detail}")
         elif delivery.ended == "complete":
             self.complete += 1
-            self.longest_pause_seconds = max(self.longest_pause_seconds, delivery.longest_pause)
+            if delivery.longest_pause > self.longest_pause_seconds:
+                self.longest_pause_seconds = delivery.longest_pause
+                self.longest_pause_request = delivery.request_id
         elif delivery.ended == "left":
             self.left += 1
         elif delivery.ended == "turned away":

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 import pytest
-from chaos.fleet import Fleet
+from chaos.fleet import Fleet, eventually
 from chaos.layout import FleetOptions
 from chaos.service import Service
 from short_streams import LEASE_SECONDS, TOKENS, MakeFleet, disturbed, in_calm
@@ -35,10 +35,18 @@ async def restart(fleet: Fleet, service: Service) -> None:
 
 
 async def busiest_worker(fleet: Fleet) -> Service:
-    """The worker that runs most sequences now."""
-    workers = fleet.of_kind("worker")
-    running = [await fleet.value(worker, "worker_sequences", state="running") or 0.0 for worker in workers]
-    return workers[running.index(max(running))]
+    """The worker that runs most sequences now, of those that have started."""
+    found: dict[float, Service] = {}
+
+    async def one_has_started() -> bool:
+        for worker in fleet.of_kind("worker"):
+            running = await fleet.value(worker, "worker_sequences", state="running")
+            if running is not None:
+                found[running] = worker
+        return bool(found)
+
+    assert await eventually(one_has_started, 60)
+    return found[max(found)]
 
 
 Deed = Callable[[Fleet, Service], Awaitable[None]]
