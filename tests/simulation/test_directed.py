@@ -116,3 +116,12 @@ def test_what_a_killed_gateway_had_asked_for_is_cancelled_and_others_go_on() -> 
     requests = [request(number, 0.6, number % 2, tokens=100) for number in range(1, 5)]
     result = play(setup, *requests, "t=1.5 gateway-1 crashes, back after 600 s")
     assert result.outcomes == {"finished": 2, "cut off": 2}
+
+
+@pytest.mark.parametrize("link", ["scheduler to worker-0", "worker-0 to scheduler"])
+def test_a_worker_that_is_cut_off_lets_go_of_what_another_goes_on_with(link: str) -> None:
+    setup = "seed 1, 1 gateways, 2 workers of 4 slots and 256 cache tokens, steps of 60 ms"
+    requests = [request(number, 0.7, tokens=100) for number in range(1, 5)]
+    result = play(setup, *requests, f"t=1.5 {link} is cut for 20 s")
+    assert result.outcomes == {"finished": 4}
+    assert result.moves >= 1
