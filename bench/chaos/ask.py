@@ -16,6 +16,8 @@ from chaos.templates import Template
 Ended = Literal["complete", "left", "broken", "turned away", "error"]
 
 PAUSE_BEFORE_RETRY_SECONDS = 0.2
+LONGEST_SECONDS = 270.0
+"""An answer that takes longer is given up, and counts as lost."""
 
 TURNED_AWAY = frozenset({429, 503})
 """Statuses before any token by which a server says that it took nothing on."""
@@ -81,14 +83,15 @@ async def ask(
     delivery = Delivery(template, began=time.monotonic())
     connection: Connection | None = None
     try:
-        async with asyncio.timeout(leave_after):
+        async with asyncio.timeout(LONGEST_SECONDS if leave_after is None else leave_after):
             connection = await Connection.open(address, reading.receive_buffer_bytes)
             answer = await connection.request("POST", template.path, template.body)
             delivery.status = answer.status
             delivery.request_id = answer.headers.get("x-request-id", "")
             await _take(answer, delivery, reading)
     except TimeoutError:
-        delivery.ended = "turned away" if leave_after is None else "left"
+        delivery.ended = "broken" if leave_after is None else "left"
+        delivery.error = f"no end after {LONGEST_SECONDS:.0f} s"
     except (BrokenConnectionError, OSError) as error:
         delivery.ended = "broken" if connection is not None else "turned away"
         delivery.error = str(error)
