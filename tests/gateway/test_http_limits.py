@@ -101,7 +101,7 @@ def test_open_requests_share_a_bound_of_bytes(small: GatewayProcess, own_schedul
     own_scheduler.script.pause_at = 1
     first, _ = open_stream(small, **large(8))
     reserved = small.metric("gateway_journal_bytes")
-    assert reserved == 4 * 1 + 8 * 500 * (4 + 8 * 21)
+    assert reserved == 4 * 1 + 8 * (4096 + 500 * (4 + 8 * 21))
     refused = post(small, COMPLETIONS, large(8))
     assert error(refused, 429)["type"] == "overloaded_error"
     assert refused.headers["Retry-After"] == "1"

@@ -295,6 +295,14 @@ def test_a_rejection_with_any_code_becomes_an_error(code: str) -> None:
     assert stream.ended
 
 
+@pytest.mark.parametrize("text", ["it broke", "request r is not tried again"])
+def test_a_failure_names_the_request_once(text: str) -> None:
+    stream = Stream(7, Request("req-9", "m", array("I", PROMPT), 1, Sampling(LENGTH, 1)), 4)
+    stream.on_rejected(Rejected(7, 0, "engine_failure", text.replace(" r ", " req-9 ")))
+    assert stream.error is not None
+    assert stream.error.message.count("req-9") == 1
+
+
 def test_the_first_end_wins() -> None:
     stream = new_stream(n=1)
     stream.on_finished(finished(0, 0, 0, "stop"))

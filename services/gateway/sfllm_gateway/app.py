@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.metrics import CONTENT_TYPE
 from sfllm_gateway import native, openapi, text_api
+from sfllm_gateway.budget import Share
 from sfllm_gateway.endpoints import ENDPOINTS, Endpoint, GatewayState, serve_generation
 from sfllm_gateway.failures import as_service_error
 from sfllm_gateway.http_io import (
@@ -100,10 +101,11 @@ def _add_models(app: FastAPI, state: GatewayState) -> None:
 
 
 def _add_text(app: FastAPI, state: GatewayState) -> None:
-    async def body_of(request: Request) -> bytes:
-        return await read_body(request.scope, request.receive, state.settings.max_body_bytes)
+    async def body_of(request: Request, share: Share) -> bytes:
+        limit = state.settings.max_body_bytes
+        return await read_body(request.scope, request.receive, limit, share.grow)
 
-    errors = openapi.error_responses(400, 404, 413, 501, 503)
+    errors = openapi.error_responses(400, 404, 413, 429, 501, 503)
 
     @app.post(
         "/tokenize",
@@ -112,9 +114,10 @@ def _add_text(app: FastAPI, state: GatewayState) -> None:
         responses=errors,
     )
     async def tokenize(request: Request) -> Response:
-        wanted = text_api.decode_tokenize(await body_of(request))
-        model = state.registry.resolve(wanted.model)
-        return _json(await text_api.tokenize(wanted, model, state.pool))
+        with state.journals.share() as share:
+            wanted = text_api.decode_tokenize(await body_of(request, share))
+            model = state.registry.resolve(wanted.model)
+            return _json(await text_api.tokenize(wanted, model, state.pool))
 
     @app.post(
         "/detokenize",
@@ -123,9 +126,10 @@ def _add_text(app: FastAPI, state: GatewayState) -> None:
         responses=errors,
     )
     async def detokenize(request: Request) -> Response:
-        wanted = text_api.decode_detokenize(await body_of(request))
-        model = state.registry.resolve(wanted.model)
-        return _json(await text_api.detokenize(wanted, model, state.pool))
+        with state.journals.share() as share:
+            wanted = text_api.decode_detokenize(await body_of(request, share))
+            model = state.registry.resolve(wanted.model)
+            return _json(await text_api.detokenize(wanted, model, state.pool))
 
     @app.get(
         "/tokenizer_info",

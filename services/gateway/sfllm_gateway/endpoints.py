@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.settings import GatewaySettings
 from sfllm_gateway import native
-from sfllm_gateway.budget import JournalBudget
+from sfllm_gateway.budget import JournalBudget, Share
 from sfllm_gateway.client import Client, request_timeout
 from sfllm_gateway.echo import answer_echo
 from sfllm_gateway.generation import Answer, Generation
@@ -168,7 +168,8 @@ async def serve_generation(
     state.open_requests += 1
     state.metrics.open_requests.inc()
     try:
-        await _serve_client(state, endpoint, scope, client, send, arrived)
+        with state.journals.share() as share:
+            await _serve_client(state, endpoint, scope, client, send, arrived, share)
     finally:
         client.close()
         state.open_requests -= 1
@@ -176,9 +177,16 @@ async def serve_generation(
 
 
 async def _serve_client(
-    state: GatewayState, endpoint: Endpoint, scope: Scope, client: Client, send: Send, arrived: float
+    state: GatewayState,
+    endpoint: Endpoint,
+    scope: Scope,
+    client: Client,
+    send: Send,
+    arrived: float,
+    share: Share,
 ) -> None:
-    body = await client.wait_for(read_body(scope, client.receive, state.settings.max_body_bytes))
+    limit = state.settings.max_body_bytes
+    body = await client.wait_for(read_body(scope, client.receive, limit, share.grow))
     client.watch()
     request, ignored = endpoint.decode(body)
     del body
@@ -196,12 +204,12 @@ async def _serve_client(
     abort = scope["extensions"][ABORT]["abort"]
     context = SessionContext(state.link, state.metrics, state.settings)
     session = Session(context, generation, answer, request_id, arrived, abort)
-    with state.journals.reserve(generation):
-        state.sessions.add(session)
-        try:
-            await session.run(client, send, headers)
-        finally:
-            state.sessions.discard(session)
+    share.exchange(generation)
+    state.sessions.add(session)
+    try:
+        await session.run(client, send, headers)
+    finally:
+        state.sessions.discard(session)
 
 
 def _take_request_id(value: str | None, scope: Scope) -> None:

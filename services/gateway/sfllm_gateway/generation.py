@@ -70,16 +70,6 @@ class Update(NamedTuple):
     prompt_logprobs: Sequence[TokenReport] | None = None
 
 
-def join_updates(updates: Sequence[Update]) -> Update:
-    """All updates of one choice as one."""
-    reports = [update.logprobs for update in updates if update.logprobs is not None]
-    return updates[-1]._replace(
-        text="".join(update.text for update in updates),
-        ids=[token for update in updates for token in update.ids],
-        logprobs=[report for found in reports for report in found] if reports else None,
-    )
-
-
 class Answer(Protocol):
     """Writes the answer of one endpoint for one request."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from starlette.types import Receive, Scope, Send
@@ -44,8 +44,11 @@ def header(scope: Scope, name: bytes) -> str | None:
     return None if value is None else value.decode("latin-1")
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The request body. Raises 400 for another content type, 413 beyond `limit` bytes."""
+async def read_body(scope: Scope, receive: Receive, limit: int, reserve: Callable[[int], None]) -> bytes:
+    """The request body. Raises 400 for another content type, 413 beyond `limit` bytes.
+
+    `reserve` is asked for room before each part is kept; what it raises is passed on.
+    """
     kind = (header(scope, b"content-type") or "application/json").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise ServiceError(ErrorCode.INVALID_REQUEST, "the content type must be application/json")
@@ -64,6 +67,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
                 size += len(part)
                 if size > limit:
                     raise _too_large(limit)
+                reserve(len(part))
                 parts.append(part)
                 if not message.get("more_body", False):
                     return b"".join(parts)

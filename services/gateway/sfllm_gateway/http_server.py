@@ -20,11 +20,10 @@ from collections.abc import Iterator
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sfllm.errors import ErrorCode, ServiceError
+from sfllm_gateway.connection import Connection
 from sfllm_gateway.endpoints import GatewayState
-from sfllm_gateway.http_io import ABORT
 
 SEND_BUFFER_BYTES = 64 * 2**10
 """What the kernel keeps for a client that does not read; unset it would be megabytes each."""
@@ -101,7 +100,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=_Protocol,
+                http=Connection,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -171,14 +170,5 @@ class HttpServer(uvicorn.Server):
                 log.debug("connection lost before it was served", reason=str(error))
                 connection.close()
 
-    def _protocol(self) -> _Protocol:
-        return _Protocol(self.config, self.server_state, self.lifespan.state)
-
-
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, whose requests can cut their connection off."""
-
-    def on_message_begin(self) -> None:
-        """A request begins: tell it how to abort."""
-        super().on_message_begin()
-        self.scope["extensions"] = {ABORT: {"abort": self.transport.abort}}
+    def _protocol(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state)

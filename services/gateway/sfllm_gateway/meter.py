@@ -18,6 +18,7 @@ class RequestMeter:
     """Measures one request that arrived at `arrived` (monotonic seconds)."""
 
     def __init__(self, metrics: GatewayMetrics, model: str, request_id: str, arrived: float) -> None:
+        metrics.use_model(model)
         self._metrics = metrics
         self._model = model
         self._request_id = request_id

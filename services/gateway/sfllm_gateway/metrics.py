@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import OrderedDict
 
-from prometheus_client import Histogram
+from prometheus_client import Counter, Histogram
 
 from sfllm.messages import Timings
 from sfllm.metrics import (
@@ -18,6 +20,9 @@ from sfllm.metrics import (
 DELAY_PROBE_SECONDS = 0.25
 CHOICE_BUCKETS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 128.0)
 MODEL = ("model_name",)
+REASONS = ("stop", "length", "abort", "error")
+KEPT_MODELS = 64
+"""Models whose values are kept, so that a gateway that outlives many models does not grow."""
 
 
 class GatewayMetrics:
@@ -25,6 +30,7 @@ class GatewayMetrics:
 
     def __init__(self, registry: Metrics) -> None:
         self.registry = registry
+        self._models: OrderedDict[str, None] = OrderedDict()
         counter, histogram = registry.counter, registry.histogram
         self.http_requests = counter(
             "http_requests_total", "HTTP requests answered", ("method", "status", "handler")
@@ -74,6 +80,26 @@ class GatewayMetrics:
         self.loop_delay = histogram(
             "event_loop_delay_seconds", "how late the event loop runs a timer", TOKEN_LATENCY_BUCKETS
         )
+
+        self._by_model: tuple[Counter | Histogram, ...] = (
+            *(self.prompt_tokens, self.generation_tokens, self.migrations, self.params_n),
+            *(self.first_token, self.inter_token, self.per_output_token, self.end_to_end),
+            *(self.prompt_lengths, self.generation_lengths),
+            *(self.queue_time, self.prefill_time, self.decode_time, self.inference_time),
+        )
+
+    def use_model(self, model: str) -> None:
+        """Note that a model is asked for; the one that was not for the longest time may lose its values."""
+        self._models[model] = None
+        self._models.move_to_end(model)
+        if len(self._models) > KEPT_MODELS:
+            forgotten, _ = self._models.popitem(last=False)
+            for metric in self._by_model:
+                with contextlib.suppress(KeyError):  # it never had a value
+                    metric.remove(forgotten)
+            for reason in REASONS:
+                with contextlib.suppress(KeyError):
+                    self.success.remove(forgotten, reason)
 
     def _latency(self, name: str, text: str) -> Histogram:
         return self.registry.histogram(name, text, REQUEST_LATENCY_BUCKETS, MODEL)

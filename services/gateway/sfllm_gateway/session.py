@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from io import StringIO
 from typing import NamedTuple
 
 import structlog
@@ -19,7 +20,7 @@ from sfllm.settings import GatewaySettings
 from sfllm_gateway.choice import Choice, cached_tokens
 from sfllm_gateway.client import Client
 from sfllm_gateway.failures import as_service_error
-from sfllm_gateway.generation import Answer, Generation, Update, Usage, join_updates
+from sfllm_gateway.generation import Answer, Generation, Usage
 from sfllm_gateway.http_io import (
     DONE,
     EVENT_HEADERS,
@@ -175,9 +176,9 @@ class Session:
             if opened.stream.error is not None:
                 raise opened.stream.error
 
-    def _collect(self) -> list[Update]:
-        """What came since the last call, one update a choice, as far as it goes into one write."""
-        updates = []
+    def _read(self) -> list[tuple[Choice, str]]:
+        """The choices that have news, with the text since the last call, as far as it goes into one write."""
+        news = []
         now = time.monotonic()
         token_cost = 1 if self._generation.logprobs is None else self._generation.logprobs + 2
         left = WRITE_TOKENS // token_cost
@@ -193,13 +194,13 @@ class Session:
                 self._meter.tokens(advance.tokens, now - choice.last_at if choice.last_at else None)
                 choice.last_at = now
             if advance.text or output.finished:
-                updates.append(choice.update(advance.text))
+                news.append((choice, advance.text))
             left -= advance.tokens
             if left < 1:  # the next call goes on with the next choice, without waiting for news
                 self._turn = (choice.index + 1) % len(self._choices)
                 self._awake = True
                 break
-        return updates
+        return news
 
     def _usage(self) -> Usage:
         return Usage(
@@ -222,10 +223,12 @@ class Session:
         try:
             await self._write(self._answer.first(len(self._choices)))
             while not self._complete:
-                updates = self._collect()
-                if updates:
-                    await self._write(b"".join(map(self._answer.event, updates)))
-                    continue
+                news = self._read()
+                if news:
+                    events = [self._answer.event(choice.update(text)) for choice, text in news]
+                    await self._write(b"".join(events))
+                    if self._failure is None:
+                        continue
                 self._raise_failure()
                 await self._sleep()
                 if time.monotonic() - self._quiet_since >= self._settings.keep_alive_seconds:
@@ -251,16 +254,17 @@ class Session:
             raise self._failure
 
     async def _write_whole(self, headers: Headers) -> None:
-        pieces: list[list[Update]] = [[] for _ in self._choices]
+        texts = [StringIO() for _ in self._choices]  # until the end, journals are the most compact form of it
         while not self._complete:
-            updates = self._collect()
-            for update in updates:
-                pieces[update.choice].append(update)
-            if not updates:
+            news = self._read()
+            for choice, text in news:
+                texts[choice.index].write(text)
+            if not news:
                 self._raise_failure()
                 await self._sleep()
-        whole = list(map(join_updates, pieces))
-        body = self._answer.whole(whole, self._usage())
+        updates = [choice.update(texts[choice.index].getvalue()) for choice in self._choices]
+        body = self._answer.whole(updates, self._usage())
+        del updates
         self._sending_since = time.monotonic()
         await send_answer(self._send, 200, [*JSON_HEADERS, *headers], body)
         self._sent()
