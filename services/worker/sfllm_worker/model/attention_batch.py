@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sfllm_worker.kv.cache import PADDING_BLOCK
+
+Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -51,47 +55,50 @@ class AttentionBatch:
         without the batching of the decodes. Raises `ValueError` when the lengths contradict each other
         or a table is too short for its context.
         """
-        blocks = [-(-context // block_size) for context in context_lens]
-        _check(query_lens, context_lens, block_tables, blocks)
-        num_decodes = next((i for i, n in enumerate(query_lens) if n != 1), len(query_lens))
-        # Padding on the host as one flat list costs less than a small tensor per sequence.
-        width = max(blocks)
-        padded = [
-            [*table[:count], *([PADDING_BLOCK] * (width - count))]
-            for table, count in zip(block_tables, blocks, strict=True)
-        ]
-        tables = torch.tensor(padded, dtype=torch.int64)
-        queries = torch.tensor(list(query_lens), dtype=torch.int64)
-        contexts = torch.tensor(list(context_lens), dtype=torch.int64)
-        ends = queries.cumsum(0)
-        num_tokens = sum(query_lens)
-        rows = torch.repeat_interleave(torch.arange(len(query_lens)), queries, output_size=num_tokens)
-        positions = torch.arange(num_tokens) + (contexts - ends)[rows]
+        queries = np.array(query_lens, dtype=np.int64)
+        contexts = np.array(context_lens, dtype=np.int64)
+        blocks = (contexts + (block_size - 1)) // block_size
+        _check(queries, contexts, block_tables, blocks)
+        longer = np.flatnonzero(queries != 1)
+        # NumPy on the host, because torch takes several times as long for tensors as small as these.
+        tables = _padded(block_tables, blocks.tolist())
+        ends = queries.cumsum()
+        num_tokens = int(ends[-1])
+        rows = np.repeat(np.arange(len(queries)), queries)
+        positions = np.arange(num_tokens) + (contexts - ends)[rows]
         slots = tables[rows, positions // block_size] * block_size + positions % block_size
         return cls(
             query_lens=tuple(query_lens),
             context_lens=tuple(context_lens),
-            num_decodes=num_decodes,
+            num_decodes=int(longer[0]) if len(longer) else len(queries),
             num_tokens=num_tokens,
             block_size=block_size,
-            block_tables=tables.to(device),
-            context_lens_tensor=contexts.to(device),
-            slot_mapping=slots.to(device),
-            positions=positions.to(device),
-            last_rows=(ends - 1).to(device),
+            block_tables=torch.from_numpy(tables).to(device),
+            context_lens_tensor=torch.from_numpy(contexts).to(device),
+            slot_mapping=torch.from_numpy(slots).to(device),
+            positions=torch.from_numpy(positions).to(device),
+            last_rows=torch.from_numpy(ends - 1).to(device),
         )
 
 
+def _padded(block_tables: Sequence[Sequence[int]], counts: list[int]) -> Integers:
+    """The first blocks of each table, padded to the longest."""
+    width = max(counts)
+    padding = [PADDING_BLOCK] * width
+    flat: list[int] = []
+    for table, count in zip(block_tables, counts, strict=True):
+        flat += table[:count]
+        flat += padding[count:]
+    return np.array(flat, dtype=np.int64).reshape(-1, width)
+
+
 def _check(
-    query_lens: Sequence[int],
-    context_lens: Sequence[int],
-    block_tables: Sequence[Sequence[int]],
-    blocks: Sequence[int],
+    queries: Integers, contexts: Integers, block_tables: Sequence[Sequence[int]], blocks: Integers
 ) -> None:
-    if not query_lens or not len(query_lens) == len(context_lens) == len(block_tables):
+    if not len(queries) or not len(queries) == len(contexts) == len(block_tables):
         raise ValueError("a step needs a query length, a context length and a block table per sequence")
-    for i, (query, context, table) in enumerate(zip(query_lens, context_lens, block_tables, strict=True)):
-        if not 1 <= query <= context:
-            raise ValueError(f"sequence {i}: query length {query} does not fit context length {context}")
-        if len(table) < blocks[i]:
-            raise ValueError(f"sequence {i}: {len(table)} blocks cannot hold {context} tokens")
+    for i in np.flatnonzero((queries < 1) | (queries > contexts)).tolist():
+        raise ValueError(f"sequence {i}: query length {queries[i]} does not fit context length {contexts[i]}")
+    lengths = np.array([len(table) for table in block_tables])
+    for i in np.flatnonzero(lengths < blocks).tolist():
+        raise ValueError(f"sequence {i}: {lengths[i]} blocks cannot hold {contexts[i]} tokens")

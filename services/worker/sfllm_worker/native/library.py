@@ -18,6 +18,7 @@ _SIGNATURES = {
     "sfllm_decoder_step": (c_int, [POINTER(s.ModelSpec), POINTER(s.KVSpec), POINTER(s.StepSpec)]),
     "sfllm_linear": (c_int, [c_int64, POINTER(s.Matrix), c_void_p, c_int64, c_void_p, c_int64]),
     "sfllm_attend": (c_int, [POINTER(s.AttentionSpec), POINTER(s.StepSpec)]),
+    "sfllm_sample": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64]),
     "sfllm_norm": (None, [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p]),
     "sfllm_gated": (None, [c_void_p, c_int64, c_int64, c_int64, c_void_p]),
 }

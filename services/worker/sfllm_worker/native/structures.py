@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_double, c_float, c_int64, c_uint64, c_void_p
 
 FLOAT32, BFLOAT16 = 0, 1
 
@@ -76,5 +76,17 @@ class AttentionSpec(Structure):
     )
 
 
-ALL = (Matrix, LayerSpec, ModelSpec, RotationSpec, KVSpec, StepSpec, AttentionSpec)
+class SampleSpec(Structure):
+    """How one row's token is chosen."""
+
+    _fields_ = (
+        ("top_p", c_double),
+        ("temperature", c_float),
+        ("min_p", c_float),
+        ("top_k", c_int64),
+        *((name, c_uint64) for name in ("seed", "position", "choice")),
+    )
+
+
+ALL = (Matrix, LayerSpec, ModelSpec, RotationSpec, KVSpec, StepSpec, AttentionSpec, SampleSpec)
 """In the order in which the library tells their sizes."""

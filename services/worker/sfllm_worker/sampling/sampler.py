@@ -19,9 +19,9 @@ from sfllm.messages import Sampling
 from sfllm.token_batch import NO_LOGPROBS, Logprobs
 from sfllm_worker.sampling.adjust import SamplingRow, adjust, adjusts
 from sfllm_worker.sampling.logprobs import token_logprobs
+from sfllm_worker.sampling.native import GREEDY_BELOW_TEMPERATURE, can_choose_natively, choose_natively
 from sfllm_worker.sampling.philox import Purpose, uniforms
 
-GREEDY_BELOW_TEMPERATURE = 1e-5
 SCAN_BLOCK_TOKENS = 256
 TOP_CANDIDATES = 1024
 """Sorting the whole vocabulary is slow; almost always the kept tokens are among so many."""
@@ -45,6 +45,18 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     for index, row in enumerate(rows):
         if adjusts(row):
             adjust(logits[index], row)
+    choose = choose_natively if can_choose_natively(logits) else choose_in_torch
+    chosen_tokens, sound = choose(logits, rows)
+    logprobs = [NO_LOGPROBS] * len(rows)
+    if original is not None:
+        for place, index in enumerate(reported):
+            top = rows[index].sampling.logprobs
+            logprobs[index] = token_logprobs(original[place : place + 1], [chosen_tokens[index]], top)
+    return Sampled(chosen_tokens, sound, logprobs)
+
+
+def choose_in_torch(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int], list[bool]]:
+    """A token for each row of adjusted logits, and whether the row was sound. On any device."""
     best, tokens = logits.max(dim=-1)
     sound = torch.isfinite(best)
     random_rows = [
@@ -54,13 +66,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
         chosen = [rows[index] for index in random_rows]
         subset = logits if len(random_rows) == len(rows) else logits[random_rows]
         tokens[random_rows] = _sample_random(subset, chosen)
-    chosen_tokens = tokens.tolist()
-    logprobs = [NO_LOGPROBS] * len(rows)
-    if original is not None:
-        for place, index in enumerate(reported):
-            top = rows[index].sampling.logprobs
-            logprobs[index] = token_logprobs(original[place : place + 1], [chosen_tokens[index]], top)
-    return Sampled(chosen_tokens, sound.tolist(), logprobs)
+    return tokens.tolist(), sound.tolist()
 
 
 def _sample_random(logits: Tensor, rows: Sequence[SamplingRow]) -> Tensor:

@@ -1,6 +1,7 @@
 // The functions that Python calls. Each returns 0, or 1 when memory ran out.
 
 #include "decoder.h"
+#include "sampling.h"
 
 namespace {
 
@@ -43,7 +44,8 @@ extern "C" {
 // The sizes of the structures in the order of structures.py, so that a mismatch is found at load.
 int64_t sfllm_structure_size(int64_t index) {
     const int64_t sizes[] = {sizeof(Matrix), sizeof(LayerSpec), sizeof(ModelSpec),    sizeof(RotationSpec),
-                             sizeof(KVSpec), sizeof(StepSpec),  sizeof(AttentionSpec)};
+                             sizeof(KVSpec), sizeof(StepSpec),  sizeof(AttentionSpec),
+                             sizeof(SampleSpec)};
     return index < (int64_t)(sizeof sizes / sizeof *sizes) ? sizes[index] : -1;
 }
 
@@ -73,6 +75,19 @@ int sfllm_attend(const AttentionSpec *spec, const StepSpec *step) {
             attend<bf16>(*spec, *step);
         else
             attend<float>(*spec, *step);
+    });
+}
+
+// A token for each row of logits, which are overwritten. `sound` says whether a row had one to give.
+int sfllm_sample(float *logits, int64_t rows, int64_t size, const SampleSpec *specs, int64_t *tokens,
+                 uint8_t *sound, int64_t threads) {
+    return guarded([&] {
+        // Small rows are not worth waking a thread.
+        if (rows * size < 1 << 16) threads = 1;
+        const Scratch scratch(threads, RandomToken::scratch_floats(size));
+#pragma omp parallel for schedule(dynamic) num_threads((int)threads)
+        for (int64_t i = 0; i < rows; i++)
+            sound[i] = sample_row(logits + i * size, size, specs[i], scratch.mine(), tokens[i]);
     });
 }
 

@@ -18,6 +18,17 @@ enum class Into { REPLACE, ADD };
 // Activations that are used again and again should stay in the first-level cache beside a weight's rows.
 constexpr size_t ACTIVATION_BYTES = 28 * 1024;
 
+template <int MR, int NR>
+INLINE void write_tile(const float (*out)[NR], int count, float *y, size_t y_stride, Into into) {
+    for (int m = 0; m < MR; m++) {
+        float *row = y + m * y_stride;
+        if (into == Into::ADD)
+            for (int n = 0; n < count; n++) row[n] += out[m][n];
+        else
+            memcpy(row, out[m], count * sizeof(float));
+    }
+}
+
 template <class T, int MR, int QUADS>
 INLINE void linear_tile(const T *x, size_t x_stride, const T *w, const T *bias, int depth, int count, float *y,
                         size_t y_stride, Into into) {
@@ -27,16 +38,14 @@ INLINE void linear_tile(const T *x, size_t x_stride, const T *w, const T *bias, 
     for (int n = 0; n < NR; n++) rows[n] = w + (size_t)std::min(n, count - 1) * depth;
     float out[MR][NR];
     dot_tile<T, MR, QUADS>(x, x_stride, rows, depth, out);
-    const int used = std::min(count, NR);
-    for (int m = 0; m < MR; m++) {
-        float *row = y + m * y_stride;
-        if (bias)
-            for (int n = 0; n < used; n++) out[m][n] += to_float(bias[n]);
-        if (into == Into::ADD)
-            for (int n = 0; n < used; n++) row[n] += out[m][n];
-        else
-            memcpy(row, out[m], used * sizeof(float));
-    }
+    if (bias)
+        for (int m = 0; m < MR; m++)
+            for (int n = 0; n < std::min(count, NR); n++) out[m][n] += to_float(bias[n]);
+    // Numbers that the compiler knows make these a few moves instead of calls.
+    if (count >= NR)
+        write_tile<MR, NR>(out, NR, y, y_stride, into);
+    else
+        write_tile<MR, NR>(out, count, y, y_stride, into);
 }
 
 template <class T, int MR, int QUADS>

@@ -1,0 +1,120 @@
+"""The native choice of tokens against the one in torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sfllm.messages import Sampling
+from sfllm_worker.sampling.adjust import SamplingRow
+from sfllm_worker.sampling.native import can_choose_natively, choose_natively
+from sfllm_worker.sampling.philox import Purpose, uniforms
+from sfllm_worker.sampling.sampler import choose_in_torch
+
+
+@pytest.fixture(autouse=True)
+def _needs_the_library() -> None:
+    if not can_choose_natively(torch.zeros(1, 1)):
+        pytest.skip("no native kernels here")
+
+
+def row(position: int = 0, choice: int = 0, **fields: object) -> SamplingRow:
+    return SamplingRow(Sampling(**{"max_tokens": 8, "seed": 1, **fields}), choice, [0] * position, 0)
+
+
+def peaked(rows: int, vocab: int, seed: int) -> Tensor:
+    """Logits as models have them: few likely tokens and a long tail."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, vocab, generator=generator).sort().values[:, torch.randperm(vocab)] * 4
+
+
+def assert_same(logits: Tensor, rows: list[SamplingRow]) -> None:
+    theirs, their_sound = choose_in_torch(logits.clone(), rows)
+    ours, our_sound = choose_natively(logits.clone(), rows)
+    assert our_sound == their_sound
+    assert [a for a, sound in zip(ours, our_sound, strict=True) if sound] == [
+        a for a, sound in zip(theirs, their_sound, strict=True) if sound
+    ]
+
+
+FILTERS = [
+    {},
+    {"temperature": 0.0},
+    {"temperature": 1e-6},
+    {"temperature": 1.7},
+    {"top_k": 1},
+    {"top_k": 20},
+    {"top_k": 10_000_000},
+    {"top_p": 0.9},
+    {"top_p": 0.05},
+    {"top_p": 0.999, "temperature": 1.4},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"top_k": 50, "top_p": 0.8, "min_p": 0.01, "temperature": 0.7},
+]
+
+
+@pytest.mark.parametrize("fields", FILTERS, ids=str)
+@pytest.mark.parametrize("vocab", [1, 7, 500, 4097])
+def test_tokens_equal_those_that_torch_chooses(vocab: int, fields: dict[str, float]) -> None:
+    count = 200
+    rows = [row(position=i, seed=i * 7919, choice=i % 3, **fields) for i in range(count)]
+    assert_same(peaked(count, vocab, seed=vocab), rows)
+
+
+def test_rows_of_different_settings_share_a_call() -> None:
+    rows = [row(position=i, seed=-i, **FILTERS[i % len(FILTERS)]) for i in range(130)]
+    assert_same(peaked(130, 49152, seed=3), rows)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(-(2**63), 2**63 - 1),
+    position=st.integers(0, 2**20),
+    choice=st.integers(0, 127),
+    temperature=st.floats(0.05, 2.0),
+    top_p=st.floats(0.01, 1.0),
+    top_k=st.integers(0, 60),
+    min_p=st.floats(0.0, 1.0),
+)
+def test_any_settings_choose_the_token_that_torch_chooses(
+    seed: int, position: int, choice: int, temperature: float, top_p: float, top_k: int, min_p: float
+) -> None:
+    settings_of_row = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    assert_same(
+        peaked(1, 300, seed=position), [row(seed=seed, position=position, choice=choice, **settings_of_row)]
+    )
+
+
+def test_banned_tokens_are_never_chosen_and_ties_are_all_kept() -> None:
+    logits = torch.full((400, 70), float("-inf"))
+    logits[:, 3], logits[:, 40], logits[:, 69] = 1.0, 1.0, 1.0
+    rows = [row(position=i, top_k=2) for i in range(400)]
+    assert_same(logits, rows)
+    assert set(choose_natively(logits, rows)[0]) == {3, 40, 69}
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", [0, 17, 68])
+def test_rows_that_are_not_finite_are_not_sound(bad: float, place: int) -> None:
+    logits = peaked(3, 69, seed=1)
+    logits[1, place] = bad
+    logits[2] = float("-inf")
+    for fields in ({"temperature": 0.0}, {"top_p": 0.5}):
+        assert choose_natively(logits.clone(), [row(**fields)] * 3)[1] == [True, False, False]
+
+
+def test_the_random_numbers_are_those_of_the_python_generator() -> None:
+    # With even weights over 2**16 tokens the token is the number's upper bits.
+    vocab = 1 << 16
+    seeds, choices, positions = [0, 1, -5, 2**63 - 1], [0, 1, 2, 127], [0, 9, 1000, 70000]
+    rows = [
+        row(seed=seed, choice=choice, position=position)
+        for seed, choice, position in zip(seeds, choices, positions, strict=True)
+    ]
+    tokens, _ = choose_natively(torch.zeros(4, vocab), rows)
+    expected = uniforms(seeds, choices, positions, Purpose.SAMPLE) * vocab
+    assert tokens == [int(value) for value in expected]
