@@ -7,7 +7,7 @@ from sfllm_simulation.report import failing
 from sfllm_simulation.run import Result, run
 from sfllm_simulation.script import read_script
 
-STREAM_SECONDS = 0.8
+STREAM_SECONDS = 0.5
 EVERY_SECONDS = 0.02
 LASTING = 600.0
 
@@ -61,7 +61,7 @@ def test_without_faults_every_request_finishes_at_its_first_attempt() -> None:
 def test_a_fault_at_any_moment_of_a_stream_costs_time_and_nothing_else(fault: str, workers: int) -> None:
     setup = f"seed 1, 1 gateways, {workers} workers of 4 slots and 256 cache tokens, steps of 20 ms"
     for moment in range(int(STREAM_SECONDS / EVERY_SECONDS)):
-        at = 0.6 + moment * EVERY_SECONDS
+        at = 0.65 + moment * EVERY_SECONDS
         result = play(setup, request(1, 0.7), request(2, 0.7, n=2), f"t={at:g} {fault}")
         assert result.outcomes == {"finished": 2}
 
