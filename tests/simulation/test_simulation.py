@@ -18,7 +18,7 @@ from sfllm_simulation.script import Script, read_script
 
 SEEDS = int(os.environ.get("SFLLM_SIMULATION_SEEDS", "300"))
 PART = 25
-REACHED_IN = 40
+REACHED_IN = 75
 FOUND = sorted((Path(__file__).parent / "found").glob("*.txt"))
 
 
