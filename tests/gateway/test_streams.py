@@ -39,6 +39,7 @@ from sfllm_gateway.stream import RESEND_SECONDS, Request
 from sfllm_gateway.streams import (
     DEADLINE_GRACE_SECONDS,
     HELLO_SECONDS,
+    RESTART_SECONDS,
     SUBMIT_REPEAT_SECONDS,
     ClearOutbox,
     OpenStream,
@@ -334,6 +335,19 @@ def test_an_end_before_its_tokens_begins_the_next_attempt(wired: Wired) -> None:
     wired.tokens(1, 0, 0, 0, [1, 2, 3], at=1.1)
     assert not opened.stream.choices[0].ids
     assert not opened.stream.ended
+
+
+def test_attempts_for_missing_tokens_are_spaced_and_another_cause_settles_what_is_due(wired: Wired) -> None:
+    opened = wired.open()
+    lost_end = [Finished(1, attempt, 0, "stop", -1, 2, 0, 3, Timings()) for attempt in range(3)]
+    wired.say(lost_end[0], at=1.0)
+    wired.say(lost_end[1], at=1.1)
+    assert opened.stream.attempt == 1
+    wired.say(Interrupted(1, 1, "drain", "w"), at=1.2)
+    wired.table.tick(1.0 + RESTART_SECONDS)
+    assert opened.stream.attempt == 2  # the drain's: of this attempt nothing is missing
+    wired.say(lost_end[2], at=1.1 + RESTART_SECONDS)
+    assert opened.stream.attempt == 3
 
 
 @pytest.mark.parametrize("at", [1.0, 2 * HELLO_SECONDS + 0.1])

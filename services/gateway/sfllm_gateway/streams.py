@@ -302,7 +302,8 @@ class StreamTable:
         self._changed(opened)
 
     def _submit_next(self, opened: OpenStream, cause: str, now: float) -> None:
-        """Submit the attempt that a stream has just gone on to."""
+        """Submit the attempt that a stream has just gone on to, of which nothing is missing yet."""
+        opened.restart_due = False
         stream = opened.stream
         opened.restart_due = False
         self._note(
