@@ -22,7 +22,7 @@ from typing import NamedTuple
 from bench.peers.contenders import Contender
 from bench.peers.install import Installer, InstallError
 from bench.peers.models import Models
-from bench.peers.processes import StartError, running
+from bench.peers.processes import StartError, end_on_terminate, running
 from rich.console import Console
 
 from sfllm.model_files import cache_directory
@@ -50,11 +50,14 @@ class Measured(NamedTuple):
 def main() -> int:
     """Compare the tools; 1 when they differ by more than `--within`."""
     arguments = _arguments()
+    end_on_terminate()
     tool = Installer(arguments.cache).guidellm() / "bin" / "guidellm"
     models = Models.prepare(arguments.cache)
     sfllm = str(Path(sys.executable).with_name("sfllm"))
     command = (sfllm, "serve", "--mock", "--model", str(models.directory), "--served-model-name", "m")
-    mock = Contender("mock", "none", (*command, "--port", "{port}"))
+    # The tools' prompts differ in length by the mock's tokens, so prompts must cost next to nothing.
+    fast = ("--mock-prefill-tokens-per-second", "10000000")
+    mock = Contender("mock", "none", (*command, *fast, "--port", "{port}"))
     with contextlib.ExitStack() as stack:
         logs = arguments.cache / "logs"
         logs.mkdir(exist_ok=True)
@@ -116,7 +119,7 @@ def _guidellm(arguments: argparse.Namespace, url: str, tool: Path, tokenizer: Pa
             *("--constraint", f"kind=max_requests,count={arguments.requests}"),
             *("--data", f"kind=synthetic_text,{sizes}"),
             *("--tokenizer", f"kind=huggingface_auto,model={tokenizer}"),
-            *("--seed", f"kind=static,seed={seed}", "--output", f"kind=json,path={report}"),
+            *("--seed", f"kind=static,value={seed}", "--output", f"kind=json,path={report}"),
         )
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
         subprocess.run(command, check=True, env=environment, timeout=TOOL_SECONDS, stdout=sys.stderr)

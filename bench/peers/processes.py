@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -71,6 +72,11 @@ def running(contender: Contender, logs: Path) -> Iterator[Running]:
             yield Running(contender, url, process.pid, time.monotonic() - started)
         finally:
             _stop(process)
+
+
+def end_on_terminate() -> None:
+    """Make SIGTERM leave this program as an exception does, so that servers are stopped."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def _answers(url: str, model: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -10,10 +12,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openai_server import OpenAIServer
+from openai_server import running as serving
 
 sys.path.append(str(Path(__file__).parents[2]))
 
+from bench.peers.comparison import Comparison, Options
+from bench.peers.contenders import Contender
 from bench.peers.install import vllm_requirements
+from bench.peers.processes import Running, StartError, running
 from bench.peers.results import Row, Start, draw, ratios, table
 from bench.peers.roofline import Machine, ModelSize, Size, floor_seconds
 
@@ -119,3 +126,56 @@ def test_only_what_the_server_loads_is_installed_for_vllm(tmp_path: Path) -> Non
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("peer-1.dist-info/METADATA", "\n".join(f"Requires-Dist: {line}" for line in lines))
     assert vllm_requirements(wheel) == ["regex", "torch-extra>=1"]
+
+
+def test_all_workloads_are_run_on_every_server_and_written_down(server: OpenAIServer, tmp_path: Path) -> None:
+    options = Options(("W1", "W2", "W3", "W4"), rounds=1, quick=True)
+    comparison = Comparison(options, SMOLLM2, MACHINE)
+    with serving(OpenAIServer(text_only=True)) as other:
+        for name, url, flags in (("sfllm", server.url, {}), ("slow", other.url, {"workloads": ("W1",)})):
+            contender = Contender(name, "bf16", ("serve",), extra_body='{"top_k": 1}', **flags)
+            comparison.add(Running(contender, url, os.getpid(), 1.5))
+        comparison.run()
+        text = comparison.write(tmp_path, comparison.starts())
+    names = [(each.workload, each.server) for each in comparison.rows]
+    assert names[:4] == [("W1", "sfllm"), ("W1", "slow"), ("W2", "sfllm"), ("W3", "sfllm")]
+    assert names[4] == ("W4 saturated", "sfllm")
+    assert names[5][0].startswith("W4 at ")
+    assert [each.output_tokens for each in comparison.rows[:4]] == [3 * 128, 3 * 128, 40 * 32, 16 * 32]
+    assert all(each.failed == 0 and each.roofline_share > 0 for each in comparison.rows)
+    assert text.splitlines()[-1].startswith("ratios: W1 bf16 ")
+    assert all(request["top_k"] == 1 for request in other.requests)
+    document = json.loads((tmp_path / "peers.json").read_text())
+    assert len(document["rounds"]) == 6
+    assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
+
+
+SERVE = """
+import http.server, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"data: {}")
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_server_is_up_when_it_answers_and_gone_afterwards(tmp_path: Path) -> None:
+    contender = Contender("peer", "bf16", (sys.executable, "-c", SERVE, "{port}"))
+    with running(contender, tmp_path) as server:
+        assert server.start_seconds > 0
+        assert server.memory_bytes() > 2**20
+    with pytest.raises(ProcessLookupError):
+        os.kill(server.pid, 0)
+
+
+def test_a_server_that_ends_at_once_is_named_with_its_output(tmp_path: Path) -> None:
+    contender = Contender("peer", "bf16", (sys.executable, "-c", "raise SystemExit('no such flag')"))
+    with (
+        pytest.raises(StartError, match=r"peer did not start; its output is in .*peer\.log"),
+        running(contender, tmp_path),
+    ):
+        pass
+    assert "no such flag" in (tmp_path / "peer.log").read_text()
