@@ -12,7 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that torch's own docume
 from torch import Tensor
 
 from sfllm_worker.native import structures as s
-from sfllm_worker.native.library import check
+from sfllm_worker.native.library import check, tiles_work
 
 DTYPES = [torch.float32, torch.bfloat16]
 TYPES = {torch.float32: s.FLOAT32, torch.bfloat16: s.BFLOAT16}
@@ -48,11 +48,28 @@ def test_products_of_any_shape_equal_those_in_float64(
 def test_a_row_of_a_product_is_the_same_to_the_last_bit_in_any_batch(
     library: ctypes.CDLL, dtype: torch.dtype
 ) -> None:
+    if library.sfllm_tiles_from(TYPES[dtype]):
+        pytest.skip("matrix tiles add in another order")
     x, weight = random(250, 200).to(dtype), random(70, 200, seed=1).to(dtype)
     alone = torch.cat([linear(library, x[i : i + 1], weight, None) for i in range(len(x))])
     for count in (2, 3, 4, 5, 6, 9, 40, 250):
         assert torch.equal(linear(library, x[:count], weight, None), alone[:count])
     assert torch.equal(linear(library, x, weight, None, threads=1), alone)
+
+
+def test_tiles_pass_the_check_at_load(library: ctypes.CDLL) -> None:
+    assert tiles_work(library)
+
+
+def test_a_row_on_matrix_tiles_is_the_same_with_any_neighbours(library: ctypes.CDLL) -> None:
+    fewest = library.sfllm_tiles_from(s.BFLOAT16)
+    if not fewest:
+        pytest.skip("no matrix tiles")
+    x, weight = random(250, 192).bfloat16(), random(75, 192, seed=1).bfloat16()
+    together = linear(library, x, weight, None)
+    for count in (fewest, 15, 16, 17, 33, 241):
+        assert torch.equal(linear(library, x[:count], weight, None), together[:count])
+        assert torch.equal(linear(library, x[250 - count :], weight, None), together[250 - count :])
 
 
 @pytest.mark.parametrize("size", [1, 5, 16, 48, 576, 1031])

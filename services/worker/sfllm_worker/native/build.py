@@ -28,14 +28,14 @@ class BuildError(Exception):
     """The kernels cannot be compiled here; the text says why."""
 
 
-def build(cache: Path, architecture: str = "native") -> Path:
+def build(cache: Path, options: Sequence[str] = ("-march=native",)) -> Path:
     """The compiled library, from `cache` if it is there. Raises `BuildError` or OSError.
 
-    `architecture` is what the compiler's `-march` takes. Workers that start at the same time may each
-    compile; the last rename wins, and all results are the same.
+    `options` go to the compiler. Workers that start at the same time may each compile; the last rename
+    wins, and all results are the same.
     """
     compiler, runtime = find_compiler(), openmp_runtime()
-    flags = (*COMPILE_FLAGS, f"-march={architecture}")
+    flags = (*COMPILE_FLAGS, *options)
     target = cache / f"sfllm-{_key(compiler, runtime, flags)}.so"
     if not target.is_file():
         cache.mkdir(parents=True, exist_ok=True)

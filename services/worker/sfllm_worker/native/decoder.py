@@ -37,7 +37,8 @@ class NativeDecoder(Decoder):
 
     Hidden rows stay in float32 between products, and each row is computed in an order that does not depend
     on the batch: a sequence's logits are the same to the last bit alone and in any batch, decoded, in
-    chunks or computed again.
+    chunks or computed again. Only in bfloat16 on CPUs with matrix tiles does it matter whether there are
+    enough tokens for those.
     """
 
     def __init__(self, config: ModelConfig, weights: DecoderWeights, library: ctypes.CDLL) -> None:
@@ -51,6 +52,11 @@ class NativeDecoder(Decoder):
         self._model = self._model_spec()
         self._head = _matrix(weights.head)
         self._memory = _WorkingMemory(0, torch.empty(0), torch.empty(0), torch.empty(0))
+
+    @property
+    def is_batch_invariant(self) -> bool:
+        """Whether a sequence's logits are the same to the last bit in any batch."""
+        return not self._library.sfllm_tiles_from(self._element_type)
 
     def forward(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache) -> Tensor:
         """Run one step and write its keys and values into `kv`; see `Decoder.forward`."""

@@ -8,14 +8,19 @@ import logging
 from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
+import torch
+
 from sfllm.model_files import cache_directory
 from sfllm_worker.native import structures as s
 from sfllm_worker.native.build import BuildError, build
 
 _log = logging.getLogger(__name__)
 
+WITHOUT_TILES = ("-march=native", "-mno-amx-tile", "-mno-amx-bf16")
+
 _SIGNATURES = {
     "sfllm_decoder_step": (c_int, [POINTER(s.ModelSpec), POINTER(s.KVSpec), POINTER(s.StepSpec)]),
+    "sfllm_tiles_from": (c_int64, [c_int64]),
     "sfllm_linear": (c_int, [c_int64, POINTER(s.Matrix), c_void_p, c_int64, c_void_p, c_int64]),
     "sfllm_attend": (c_int, [POINTER(s.AttentionSpec), POINTER(s.StepSpec)]),
     "sfllm_sample": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64]),
@@ -40,11 +45,31 @@ def open_library(path: Path) -> ctypes.CDLL:
 @functools.cache
 def native_library() -> ctypes.CDLL | None:
     """The kernels for this machine, or None, with one warning, where they cannot be had."""
+    cache = cache_directory() / "kernels"
     try:
-        return open_library(build(cache_directory() / "kernels"))
+        library = open_library(build(cache))
+        if not tiles_work(library):
+            _log.warning("matrix tiles (AMX) give wrong results here and are left alone")
+            library = open_library(build(cache, WITHOUT_TILES))
     except (BuildError, OSError) as error:
         _log.warning("no native kernels, so the model runs in plain torch, several times slower: %s", error)
         return None
+    return library
+
+
+def tiles_work(library: ctypes.CDLL) -> bool:
+    """Whether products on matrix tiles, where there are any, equal those without: not every virtual machine
+    that shows the instructions keeps their state.
+    """
+    tokens = library.sfllm_tiles_from(s.BFLOAT16)
+    if not tokens:
+        return True
+    x = torch.arange(tokens * 64).remainder(7).view(tokens, 64).to(torch.bfloat16)
+    weight = torch.arange(32 * 64).remainder(11).view(32, 64).to(torch.bfloat16)
+    matrix, result = s.Matrix(weight.data_ptr(), None, 32, 64), torch.zeros(tokens, 32)
+    check(library.sfllm_linear(s.BFLOAT16, ctypes.byref(matrix), x.data_ptr(), tokens, result.data_ptr(), 1))
+    # Whole numbers this small are exact in any order.
+    return torch.equal(result, x.float() @ weight.float().T)
 
 
 def check(status: int) -> None:

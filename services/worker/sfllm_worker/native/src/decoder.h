@@ -12,7 +12,9 @@ template <class T> class DecoderStep {
         : m(model), kv(kv), step(step),
           shape{(int)model.heads, (int)model.kv_heads, (int)model.head_dim, (int)kv.block_size},
           q_size(model.heads * model.head_dim), qkv_size(q_size + 2 * model.kv_heads * model.head_dim),
-          tokens(step.num_tokens), memory(step.threads, scratch_floats()) {
+          tokens(step.num_tokens), memory(step.threads, scratch_floats()),
+          packed(std::max({packed_words<T>(tokens, m.hidden_size), packed_words<T>(tokens, q_size),
+                           packed_words<T>(tokens, m.intermediate_size)})) {
         windows_of_layers();
     }
 
@@ -33,6 +35,7 @@ template <class T> class DecoderStep {
     const Shape shape;
     const int64_t q_size, qkv_size, tokens;
     const Scratch memory;
+    std::vector<uint32_t> packed;
 
     // Layers with the same window share their tasks.
     struct Window {
@@ -69,7 +72,7 @@ template <class T> class DecoderStep {
         T *keys = (T *)kv.storage + 2 * index * cache, *values = keys + cache;
         T *normed = (T *)step.narrow, *q = normed, *attended = q + tokens * q_size;
         norm_all(layer.input_norm, normed);
-        product(normed, m.hidden_size, tokens, layer.qkv, step.wide, qkv_size, Into::REPLACE, step.threads);
+        product(shared(normed, m.hidden_size), layer.qkv, step.wide, qkv_size, Into::REPLACE, step.threads);
         place_heads(layer, keys, values, q, scratch);
         attend(layer, keys, values, q, attended, scratch);
         add_product(attended, q_size, layer.output, layer.post_attention_norm);
@@ -79,6 +82,8 @@ template <class T> class DecoderStep {
         gated_product(normed, layer.gate_up, gated, scratch);
         add_product(gated, m.intermediate_size, layer.down, layer.post_feedforward_norm);
     }
+
+    Tokens<T> shared(const T *x, int64_t size) { return share_tokens(x, size, tokens, size, packed.data()); }
 
     void embed() {
 #pragma omp for schedule(static)
@@ -97,7 +102,7 @@ template <class T> class DecoderStep {
     // Adds a product to the hidden rows, normed first where the model has it so.
     void add_product(const T *x, int64_t x_stride, const Matrix &matrix, const float *post_norm) {
         float *to = post_norm ? step.wide : step.hidden;
-        product(x, x_stride, tokens, matrix, to, m.hidden_size, post_norm ? Into::REPLACE : Into::ADD, step.threads);
+        product(shared(x, x_stride), matrix, to, m.hidden_size, post_norm ? Into::REPLACE : Into::ADD, step.threads);
         if (!post_norm) return;
 #pragma omp for schedule(static)
         for (int64_t t = 0; t < tokens; t++) {
@@ -110,18 +115,17 @@ template <class T> class DecoderStep {
     void gated_product(const T *x, const Matrix &gate_up, T *out, float *scratch) {
         const int64_t inner = m.intermediate_size;
         const int rows = block_of_rows(inner, step.threads);
+        const Tokens<T> input = shared(x, m.hidden_size);
 #pragma omp for schedule(dynamic) collapse(2)
         for (int64_t t = 0; t < tokens; t += TOKEN_BLOCK)
             for (int64_t n = 0; n < inner; n += rows) {
                 const int count = (int)std::min<int64_t>(rows, inner - n);
-                const int block = (int)std::min<int64_t>(TOKEN_BLOCK, tokens - t);
-                const T *first = x + t * m.hidden_size;
-                linear_block(first, m.hidden_size, block, gate_up, (int)n, count, scratch, 2 * rows, Into::REPLACE);
-                linear_block(first, m.hidden_size, block, gate_up, (int)(inner + n), count, scratch + rows, 2 * rows,
-                             Into::REPLACE);
-                for (int i = 0; i < block; i++)
-                    gated_row(scratch + (size_t)i * 2 * rows, scratch + (size_t)i * 2 * rows + rows, count,
-                              (Activation)m.activation, out + (t + i) * inner + n);
+                linear_part(input, t, gate_up, (int)n, count, scratch, 2 * rows, Into::REPLACE);
+                linear_part(input, t, gate_up, (int)(inner + n), count, scratch + rows, 2 * rows, Into::REPLACE);
+                for (int i = 0; i < std::min<int64_t>(TOKEN_BLOCK, tokens - t); i++) {
+                    const float *gate = scratch + (size_t)i * 2 * rows;
+                    gated_row(gate, gate + rows, count, (Activation)m.activation, out + (t + i) * inner + n);
+                }
             }
     }
 

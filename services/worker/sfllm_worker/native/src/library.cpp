@@ -12,8 +12,10 @@ template <class T> void decoder_step(const ModelSpec &model, const KVSpec &kv, c
 }
 
 template <class T> void linear(const Matrix &matrix, const T *x, int64_t tokens, float *y, int64_t threads) {
+    std::vector<uint32_t> packed(packed_words<T>(tokens, matrix.columns));
 #pragma omp parallel num_threads((int)threads)
-    product(x, matrix.columns, tokens, matrix, y, matrix.rows, Into::REPLACE, threads);
+    product(share_tokens(x, matrix.columns, tokens, matrix.columns, packed.data()), matrix, y, matrix.rows,
+            Into::REPLACE, threads);
 }
 
 template <class T> void attend(const AttentionSpec &spec, const StepSpec &step) {
@@ -47,6 +49,12 @@ int64_t sfllm_structure_size(int64_t index) {
                              sizeof(KVSpec), sizeof(StepSpec),  sizeof(AttentionSpec),
                              sizeof(SampleSpec)};
     return index < (int64_t)(sizeof sizes / sizeof *sizes) ? sizes[index] : -1;
+}
+
+// From how many tokens on products of this element type go through matrix tiles, 0 if never. There a row may
+// round differently from one that is computed with fewer others.
+int64_t sfllm_tiles_from(int64_t element_type) {
+    return element_type == BFLOAT16 && amx::serves(amx::FEWEST_TOKENS, amx::DEPTH) ? amx::FEWEST_TOKENS : 0;
 }
 
 int sfllm_decoder_step(const ModelSpec *model, const KVSpec *kv, const StepSpec *step) {

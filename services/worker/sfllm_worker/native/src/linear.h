@@ -2,9 +2,9 @@
 
 #pragma once
 
-#include <algorithm>
+#include <type_traits>
 
-#include "dot.h"
+#include "amx.h"
 
 struct Matrix {
     const void *weight;  // [rows, columns] in the element type of the model
@@ -110,14 +110,65 @@ inline int block_of_rows(int64_t rows, int64_t threads) {
 // So many token rows at a time share a reading of a block of weights.
 constexpr int TOKEN_BLOCK = 240;
 
+// Rows of activations, and the same packed for tiles where those serve; else null.
+template <class T> struct Tokens {
+    const T *rows;
+    int64_t stride, count;
+    const uint32_t *packed;
+};
+
+template <class T> size_t packed_words(int64_t tokens, int64_t depth) {
+#if SFLLM_AMX
+    if (std::is_same_v<T, bf16> && amx::serves(tokens, depth)) return amx::packed_words(tokens, depth);
+#endif
+    (void)tokens, (void)depth;
+    return 0;
+}
+
+// Called by all threads of a team. `memory` has room for `packed_words`.
+template <class T>
+Tokens<T> share_tokens(const T *rows, int64_t stride, int64_t count, int64_t depth, uint32_t *memory) {
+#if SFLLM_AMX
+    if constexpr (std::is_same_v<T, bf16>)
+        if (amx::serves(count, depth)) {
+#pragma omp for schedule(static)
+            for (int64_t t = 0; t < count; t += amx::SIDE)
+                amx::pack(rows + t * stride, stride, (int)std::min<int64_t>(amx::SIDE, count - t), (int)depth,
+                          memory + t * depth / 2);
+            return {rows, stride, count, memory};
+        }
+#endif
+    (void)depth, (void)memory;
+    return {rows, stride, count, nullptr};
+}
+
+// Up to TOKEN_BLOCK tokens from `t` on times rows `first .. first + count` of `matrix`, to `y`.
+template <class T>
+void linear_part(const Tokens<T> &x, int64_t t, const Matrix &matrix, int first, int count, float *y,
+                 size_t y_stride, Into into) {
+    const int tokens = (int)std::min<int64_t>(TOKEN_BLOCK, x.count - t);
+#if SFLLM_AMX
+    if constexpr (std::is_same_v<T, bf16>)
+        if (x.packed) {
+            const int depth = (int)matrix.columns, tiled = count / amx::SIDE * amx::SIDE;
+            amx::multiply_block(x.packed + t * depth / 2, (const T *)matrix.weight + (size_t)first * depth, depth,
+                                tiled, tokens, y, y_stride, into == Into::ADD);
+            for (int m = 0; matrix.bias && m < tokens; m++)
+                for (int n = 0; n < tiled; n++) y[m * y_stride + n] += to_float(((const T *)matrix.bias)[first + n]);
+            first += tiled, count -= tiled, y += tiled;
+            if (!count) return;
+        }
+#endif
+    linear_block(x.rows + t * x.stride, x.stride, tokens, matrix, first, count, y, y_stride, into);
+}
+
 // The whole product. Called by all threads of a team, who share its blocks.
 template <class T>
-void product(const T *x, int64_t x_stride, int64_t tokens, const Matrix &matrix, float *y, int64_t y_stride, Into into,
-             int64_t threads) {
+void product(const Tokens<T> &x, const Matrix &matrix, float *y, int64_t y_stride, Into into, int64_t threads) {
     const int rows = block_of_rows(matrix.rows, threads);
 #pragma omp for schedule(dynamic) collapse(2)
-    for (int64_t t = 0; t < tokens; t += TOKEN_BLOCK)
+    for (int64_t t = 0; t < x.count; t += TOKEN_BLOCK)
         for (int64_t n = 0; n < matrix.rows; n += rows)
-            linear_block(x + t * x_stride, x_stride, (int)std::min<int64_t>(TOKEN_BLOCK, tokens - t), matrix, (int)n,
-                         (int)std::min<int64_t>(rows, matrix.rows - n), y + t * y_stride + n, y_stride, into);
+            linear_part(x, t, matrix, (int)n, (int)std::min<int64_t>(rows, matrix.rows - n), y + t * y_stride + n,
+                        y_stride, into);
 }
