@@ -58,8 +58,9 @@ def native_library() -> ctypes.CDLL | None:
 
 
 def tiles_work(library: ctypes.CDLL) -> bool:
-    """Whether products on matrix tiles, where there are any, equal those without: not every virtual machine
-    that shows the instructions keeps their state.
+    """Whether products on matrix tiles, where there are any, equal those without.
+
+    Not every virtual machine that shows the instructions is sure to keep their state.
     """
     tokens = library.sfllm_tiles_from(s.BFLOAT16)
     if not tokens:
