@@ -141,7 +141,8 @@ def _cores() -> int:
 
 def _grace_seconds(settings: ServicesSettings) -> float:
     """How long a stop may take: gateways drain, then workers, which by then have nothing left."""
-    return settings.gateway.drain_seconds + GRACE_BEYOND_DRAIN_SECONDS
+    gateway = settings.gateway
+    return gateway.shutdown_delay_seconds + gateway.drain_seconds + GRACE_BEYOND_DRAIN_SECONDS
 
 
 def _write(prefix: str, line: bytes) -> None:

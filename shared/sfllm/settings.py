@@ -51,6 +51,10 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True):
     request_timeout_seconds: Annotated[
         float, Meta(gt=0, description="deadline of a request without a header X-Request-Timeout")
     ] = 600.0
+    connect_wait_seconds: Annotated[
+        float,
+        Meta(ge=0, description="how long a new request waits for a scheduler and its model to be there"),
+    ] = 10.0
     max_request_timeout_seconds: Annotated[
         float, Meta(gt=0, description="latest deadline that a request may ask for")
     ] = 3600.0

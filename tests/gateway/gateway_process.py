@@ -35,7 +35,7 @@ class GatewayProcess:
                 *(sys.executable, "-m", "sfllm_gateway", f"--port={self.port}"),
                 f"--gateway-address={scheduler.gateway_address}",
                 f"--asset-address={scheduler.asset_address}",
-                *("--log-format=json", *flags),
+                *("--log-format=json", "--connect-wait-seconds=0", *flags),
             ],
             env={key: value for key, value in os.environ.items() if not key.startswith("SFLLM_")},
             stderr=self._log,

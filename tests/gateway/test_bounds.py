@@ -142,7 +142,7 @@ async def test_of_the_models_that_are_gone_only_the_last_few_stay_loaded() -> No
                 await asyncio.sleep(0.005)
 
     pool, renderers = TextPool(), RenderPool()
-    registry = ModelRegistry(pull, pool, renderers)
+    registry = ModelRegistry(pull, pool, renderers, lambda: None)
     registry.start()
     try:
         for number in [*range(KEPT_UNUSED + 2), KEPT_UNUSED, 0]:

@@ -155,6 +155,40 @@ def test_without_a_scheduler_new_requests_are_503_and_open_ones_wait(
         second.close()
 
 
+def test_a_new_request_waits_for_a_scheduler_that_is_being_restarted(
+    start: Callable[..., GatewayProcess],
+) -> None:
+    first = FakeScheduler()
+    gateway = start(first, "--connect-wait-seconds=60")
+    gateway.wait_ready()
+    first.close()
+    gateway.wait_ready(503)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(complete, gateway, prompt="say:patience")
+        gateway.wait_until(lambda: gateway.metric("gateway_open_requests") == 1)
+        second = FakeScheduler(first.gateway_address, first.asset_address)
+        try:
+            assert answer.result(30)["choices"][0]["text"] == "patience"
+        finally:
+            second.close()
+
+
+def test_a_model_that_was_served_is_waited_for_and_one_that_never_was_is_404(
+    own_scheduler: FakeScheduler, start: Callable[..., GatewayProcess]
+) -> None:
+    gateway = start(own_scheduler, "--connect-wait-seconds=60")
+    gateway.wait_ready()
+    own_scheduler.set_models(ModelState(model_card("other", ()), 1))
+    models = f"{gateway.url}/v1/models"
+    gateway.wait_until(lambda: requests.get(models, timeout=5).json()["data"][0]["id"] == "other")
+    assert error(post(gateway, COMPLETIONS, {"prompt": "x", "model": "no such"}), 404)["param"] == "model"
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(complete, gateway, prompt="say:back", model="tiny")
+        gateway.wait_until(lambda: gateway.metric("gateway_open_requests") == 1)
+        own_scheduler.set_models(ModelState(model_card("other", ()), 1), ModelState(model_card(), 1))
+        assert answer.result(30)["choices"][0]["text"] == "back"
+
+
 def test_before_any_model_is_known_requests_are_503(
     own_scheduler: FakeScheduler, start: Callable[..., GatewayProcess]
 ) -> None:

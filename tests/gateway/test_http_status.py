@@ -84,7 +84,7 @@ def test_a_request_shows_in_the_metrics(gateway: GatewayProcess) -> None:
         "request_inference_time_seconds_sum": 1.0,
     }
     assert {name: grown[name] for name in expected} == expected
-    assert gateway.metric("event_loop_delay_seconds_count") > 0
+    gateway.wait_until(lambda: gateway.metric("event_loop_delay_seconds_count") > 0)
 
 
 def test_http_requests_are_counted_by_route_and_never_by_path(gateway: GatewayProcess) -> None:

@@ -185,6 +185,18 @@ def test_a_retry_passes_the_bound_of_the_queue() -> None:
     assert Admitted(retried, 1) in driver.to_gateway(Admitted)
 
 
+def test_a_young_scheduler_waits_for_the_workers_of_a_model_that_it_does_not_know_yet(driver: Driver) -> None:
+    early = driver.submit(model="coming")
+    assert driver.to_gateway(Rejected) == []
+    worker = driver.worker(model=card("coming"))
+    driver.tick()
+    assert driver.grants(worker) == [[early]]
+    driver.tick(3 * driver.core.state.policy.lease_seconds)
+    driver.gateway()
+    driver.submit(model="unheard of")
+    assert [rejected.code for rejected in driver.to_gateway(Rejected)] == [ErrorCode.MODEL_NOT_FOUND]
+
+
 def test_an_unknown_model_is_not_found_and_an_alias_is(driver: Driver) -> None:
     worker = driver.worker(model=card(aliases=("nick",)))
     driver.submit(model="x" * 1000)

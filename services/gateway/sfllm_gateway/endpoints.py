@@ -15,6 +15,7 @@ from sfllm.errors import ErrorCode, ServiceError
 from sfllm.settings import GatewaySettings
 from sfllm_gateway import native
 from sfllm_gateway.budget import JournalBudget, Share
+from sfllm_gateway.changes import Changes
 from sfllm_gateway.client import Client, request_timeout
 from sfllm_gateway.echo import answer_echo
 from sfllm_gateway.generation import Answer, Generation
@@ -42,12 +43,14 @@ class GatewayState:
         settings: GatewaySettings,
         link: SchedulerLink,
         registry: ModelRegistry,
+        changes: Changes,
         metrics: GatewayMetrics,
         pool: TextPool,
     ) -> None:
         self.settings = settings
         self.link = link
         self.registry = registry
+        self.changes = changes
         self.metrics = metrics
         self.pool = pool
         self.draining = False
@@ -63,6 +66,23 @@ class GatewayState:
         if not self.link.connected:
             return "the scheduler cannot be reached"
         return self.registry.problem()
+
+    async def model_to_serve(self, name: str | None) -> LoadedModel:
+        """The model of a request, as soon as it can be submitted.
+
+        While the scheduler is restarted, or this gateway has just been, requests wait for up to
+        `connect_wait_seconds`. Raises 404 for a model that does not exist, 503 after the wait.
+        """
+        until = time.monotonic() + self.settings.connect_wait_seconds
+        while True:
+            try:
+                self.link.check_connected()
+                return self.registry.resolve(name)
+            except ServiceError as error:
+                left = until - time.monotonic()
+                if error.code is not ErrorCode.SERVICE_UNAVAILABLE or left <= 0:
+                    raise
+            await self.changes.wait(left)
 
     def fail_all(self, error: ServiceError) -> None:
         """End every open request."""
@@ -192,7 +212,7 @@ async def _serve_client(
     del body
     _take_request_id(request.request_id, scope)
     endpoint.check(request)
-    model = state.registry.resolve(request.model)
+    model = await client.wait_for(state.model_to_serve(request.model))
     generation = await client.wait_for(endpoint.prepare(request, model, state.pool))
     request_id = scope["state"]["request_id"]
     answer = endpoint.answer(request, generation, endpoint.id_prefix + request_id, arrived)
@@ -201,6 +221,7 @@ async def _serve_client(
     if not generation.needs_worker:
         await answer_echo(generation, answer, send, headers)
         return
+    await client.wait_for(state.model_to_serve(model.card.name))  # tokenizing took a while
     abort = scope["extensions"][ABORT]["abort"]
     context = SessionContext(state.link, state.metrics, state.settings)
     session = Session(context, generation, answer, request_id, arrived, abort)

@@ -30,7 +30,7 @@ log = structlog.get_logger()
 class SchedulerLink:
     """Owns the socket and the table of open streams from construction until `close`. One event loop only.
 
-    `on_models` hears the list of models.
+    `on_models` hears the list of models; `on_change` is called when `connected` may have changed.
     """
 
     def __init__(
@@ -39,8 +39,11 @@ class SchedulerLink:
         address: str,
         identity: bytes,
         on_models: Callable[[Sequence[ModelState]], None],
+        on_change: Callable[[], None],
         max_attempts: int,
     ) -> None:
+        self._on_change = on_change
+        self._was_connected = False
         self._dealer = DealerLink(context, address, identity)
         self._decode = wire.decoder(SCHEDULER_TO_GATEWAY)
         self._table = StreamTable(identity, secrets.randbits(62), max_attempts, on_models, _log)
@@ -56,6 +59,11 @@ class SchedulerLink:
         """Whether a scheduler answers."""
         return self._table.connected
 
+    def check_connected(self) -> None:
+        """Raises 503 while no scheduler answers."""
+        if not self.connected:
+            raise unreachable()
+
     # requests
 
     def open(self, request: Request, deadline: float, wake: Callable[[], None]) -> OpenStream:
@@ -64,7 +72,7 @@ class SchedulerLink:
         self._send()
         if not self.connected:  # it takes nothing any more
             self.release(opened, "not submitted")
-            raise unreachable()
+        self.check_connected()
         return opened
 
     def stop_choice(self, opened: OpenStream, choice: int, kept_tokens: int) -> None:
@@ -99,6 +107,9 @@ class SchedulerLink:
             if not self._drain_scheduled and not self._closed:
                 self._drain_scheduled = True
                 self._loop.call_soon(self._drain)
+        if self.connected is not self._was_connected:
+            self._was_connected = self.connected
+            self._on_change()
 
     def _send_one(self, item: Outgoing | ClearOutbox) -> None:
         if isinstance(item, ClearOutbox):

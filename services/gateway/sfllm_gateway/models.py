@@ -25,6 +25,7 @@ from sfllm_gateway.tokenize import TextPool
 FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 30.0
 KEPT_UNUSED = 4
+KEPT_NAMES = 256
 
 TOKENIZER = "tokenizer.json"
 TEMPLATE = "chat_template.jinja"
@@ -57,13 +58,19 @@ class ModelRegistry:
     """Knows the models by all their names. `pull` fetches an asset; `start` and `close` own the loader."""
 
     def __init__(
-        self, pull: Callable[[Asset], Awaitable[bytes]], pool: TextPool, renderers: RenderPool
+        self,
+        pull: Callable[[Asset], Awaitable[bytes]],
+        pool: TextPool,
+        renderers: RenderPool,
+        on_change: Callable[[], None],
     ) -> None:
         self._pull = pull
         self._pool = pool
         self._renderers = renderers
+        self._on_change = on_change
         self._states: tuple[ModelState, ...] = ()
         self._by_name: dict[str, ModelState] = {}
+        self._absent: dict[str, None] = {}
         self._tools: dict[tuple[Asset, ...], TextTools] = {}
         self._failures: dict[tuple[Asset, ...], str] = {}
         self._changed = asyncio.Event()
@@ -83,12 +90,16 @@ class ModelRegistry:
         """Take the scheduler's present list. It comes again with every beat."""
         if tuple(states) == self._states:
             return
+        known = self._absent | dict.fromkeys(self._by_name)
         self._states = tuple(states)
         self._by_name = {}
         for state in states:
             for name in (state.card.name, *state.card.aliases):
                 self._by_name.setdefault(name, state)
+        absent = [name for name in known if name not in self._by_name]
+        self._absent = dict.fromkeys(absent[-KEPT_NAMES:])
         self._changed.set()
+        self._on_change()
 
     def named_cards(self) -> list[tuple[str, ModelCard]]:
         """Every name that can be asked for, with its card."""
@@ -107,10 +118,20 @@ class ModelRegistry:
         ]
 
     def card(self, name: str) -> ModelCard:
-        """The card of a model by any of its names. Raises 404, or 503 before any model is known."""
+        """The card of a model by any of its names.
+
+        Raises 404, or 503 before any model is known and for one that was known: a scheduler that was
+        restarted learns of its models one by one.
+        """
         if not self._by_name:
             raise ServiceError(
                 ErrorCode.SERVICE_UNAVAILABLE, "no model is being served yet", retry_after_seconds=1
+            )
+        if name in self._absent:
+            raise ServiceError(
+                ErrorCode.SERVICE_UNAVAILABLE,
+                f"the model {quote(name)} is not being served at the moment",
+                retry_after_seconds=1,
             )
         if name not in self._by_name:
             raise ServiceError(
@@ -177,6 +198,7 @@ class ModelRegistry:
             return
         self._failures.pop(card.assets, None)
         self._tools[card.assets] = tools
+        self._on_change()
         log.info("model ready for requests", model=card.name, aliases=card.aliases)
 
     def _forget_unused(self) -> None:

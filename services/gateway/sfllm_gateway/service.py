@@ -11,6 +11,7 @@ from sfllm.settings import GatewaySettings
 from sfllm.sockets import random_identity
 from sfllm_gateway import app
 from sfllm_gateway.assets import AssetLink
+from sfllm_gateway.changes import Changes
 from sfllm_gateway.endpoints import GatewayState
 from sfllm_gateway.http_server import listen, serve_http
 from sfllm_gateway.link import SchedulerLink
@@ -31,9 +32,13 @@ async def serve(settings: GatewaySettings) -> None:
     pool = TextPool()
     assets = AssetLink(context, settings.asset_address, identity)
     renderers = RenderPool()
-    registry = ModelRegistry(assets.pull, pool, renderers)
-    link = SchedulerLink(context, settings.gateway_address, identity, registry.update, settings.max_attempts)
-    state = GatewayState(settings, link, registry, metrics, pool)
+    changes = Changes()
+    registry = ModelRegistry(assets.pull, pool, renderers, changes.tell)
+    link = SchedulerLink(
+        *(context, settings.gateway_address, identity),
+        *(registry.update, changes.tell, settings.max_attempts),
+    )
+    state = GatewayState(settings, link, registry, changes, metrics, pool)
     probe = LoopDelayProbe(metrics)
     admin = None
     try:

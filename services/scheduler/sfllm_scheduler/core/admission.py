@@ -87,10 +87,12 @@ def _model_of(state: State, message: Submit, now: float) -> Model:
     """The model that is asked for. Raises `RefusedError` when there is none.
 
     A retry of an unknown model comes when this scheduler was restarted and the workers are not back
-    yet: a place is kept for the model, by the name that its workers give it.
+    yet, and so do other requests in its first moments, because gateways submit only what they know: a
+    place is kept for the model, by the name that its workers give it.
     """
     model = state.model_named(message.model)
-    if model is None and message.attempt > 0 and len(message.model) <= MAX_NAME_CHARACTERS:
+    young = now < state.started + 2 * state.policy.lease_seconds
+    if model is None and (message.attempt > 0 or young) and len(message.model) <= MAX_NAME_CHARACTERS:
         expected = ModelCard(message.model, (), message.model, 0, COUNT_LIMIT, 0, (), ())
         model = state.add_model(expected, now)
     if model is None:

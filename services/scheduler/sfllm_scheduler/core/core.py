@@ -52,6 +52,7 @@ class SchedulerCore:
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """What to do about `event`. Never raises for anything that a peer can send."""
+        self.state.started = min(self.state.started, now)
         match event:
             case Tick():
                 self._tick(now)

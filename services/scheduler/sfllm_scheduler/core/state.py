@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import reduce
+from math import inf
 from operator import xor
 from typing import NamedTuple
 
@@ -98,6 +99,7 @@ class State:
     def __init__(self, policy: PolicyValues, epoch: int) -> None:
         self.policy = policy
         self.epoch = epoch
+        self.started = inf
         self.actions: list[Action] = []
         self.gateways: dict[bytes, Gateway] = {}
         self.workers: dict[bytes, Worker] = {}
