@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 
 from sfllm_worker.kv.cache import KVCache
-from sfllm_worker.model.attention import AttentionBatch, TorchAttention
+from sfllm_worker.model.attention import AttentionBatch
 from sfllm_worker.model.config import ModelConfig, refuse_quantized
 from sfllm_worker.model.errors import ModelLoadError
 from sfllm_worker.model.families import FAMILIES, FULL, SLIDING
 from sfllm_worker.model.fields import integer, optional_id, token_ids
 from sfllm_worker.model.transformers_attention import PagedCall, Probe, paged_attention, run_body
+from sfllm_worker.native.attention import make_attention
 
 ATTENTION_NAME = "sfllm_paged"
 
@@ -38,7 +39,7 @@ class TransformersModel:
         self._body = model.base_model
         calls = _probe(self._body)
         self.config = _config(model, calls)
-        self._attention = TorchAttention(self.config)
+        self._attention = make_attention(self.config, self.dtype, self.device)
         # With its body replaced by one that returns its input, the model's own forward computes logits
         # from hidden rows, whatever scaling or capping it applies.
         setattr(model, model.base_model_prefix, _Returns())

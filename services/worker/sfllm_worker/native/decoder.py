@@ -16,20 +16,17 @@ from sfllm_worker.model.decoder import Decoder, DecoderWeights, LayerWeights
 from sfllm_worker.model.layers import DenseLinear, Linear, soft_cap
 from sfllm_worker.model.rope import Rotary
 from sfllm_worker.native import structures as s
-from sfllm_worker.native.library import check, native_library
+from sfllm_worker.native.attention import ELEMENT_TYPES, batch_spec, fitting_library
+from sfllm_worker.native.library import check
 
-ELEMENT_TYPES = {torch.float32: s.FLOAT32, torch.bfloat16: s.BFLOAT16}
 _ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "gelu_pytorch_tanh": 2}
 _FIRST_TABLE_ROWS = 2048
 
 
 def make_decoder(config: ModelConfig, weights: DecoderWeights) -> Decoder:
     """The fastest decoder for these weights: native on a CPU that can have it, else in plain torch."""
-    fits = weights.embedding.device.type == "cpu" and weights.embedding.dtype in ELEMENT_TYPES
-    # Two neighbouring bfloat16 are multiplied at once.
-    if fits and config.head_dim % 2 == 0 and (library := native_library()) is not None:
-        return NativeDecoder(config, weights, library)
-    return Decoder(config, weights)
+    library = fitting_library(config, weights.embedding.dtype, weights.embedding.device)
+    return Decoder(config, weights) if library is None else NativeDecoder(config, weights, library)
 
 
 class NativeDecoder(Decoder):
@@ -69,23 +66,11 @@ class NativeDecoder(Decoder):
             rows = table.covering(max(batch.context_lens))
             self._rotations[index] = s.RotationSpec(rows.data_ptr(), rows.shape[1])
         result = torch.empty(tokens, self.config.hidden_size, dtype=self.dtype)
-        step = s.StepSpec(
-            tokens,
-            len(batch.context_lens),
-            batch.block_tables.shape[1],
-            token_ids.data_ptr(),
-            positions.data_ptr(),
-            batch.slot_mapping.data_ptr(),
-            batch.context_lens_tensor.data_ptr(),
-            batch.last_rows.data_ptr(),
-            batch.block_tables.data_ptr(),
-            self._rotations,
-            memory.hidden.data_ptr(),
-            memory.wide.data_ptr(),
-            memory.narrow.data_ptr(),
-            result.data_ptr(),
-            torch.get_num_threads(),
-        )
+        step = batch_spec(batch)
+        step.token_ids, step.positions = token_ids.data_ptr(), positions.data_ptr()
+        step.rotations, step.result = self._rotations, result.data_ptr()
+        step.hidden, step.wide = memory.hidden.data_ptr(), memory.wide.data_ptr()
+        step.narrow = memory.narrow.data_ptr()
         cache = s.KVSpec(kv.storage.data_ptr(), kv.num_blocks, kv.block_size)
         check(self._library.sfllm_decoder_step(byref(self._model), byref(cache), byref(step)))
         return result
