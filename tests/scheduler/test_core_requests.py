@@ -12,6 +12,7 @@ from sfllm.messages import (
     GatewayWelcome,
     Grant,
     Interrupted,
+    Models,
     Rejected,
     Sampling,
     Submit,
@@ -188,12 +189,14 @@ def test_a_retry_passes_the_bound_of_the_queue() -> None:
 def test_a_young_scheduler_waits_for_the_workers_of_a_model_that_it_does_not_know_yet(driver: Driver) -> None:
     early = driver.submit(model="coming")
     assert driver.to_gateway(Rejected) == []
+    assert all(message.models == () for message in driver.to_gateway(Models)), "nobody serves it yet"
     worker = driver.worker(model=card("coming"))
     driver.tick()
     assert driver.grants(worker) == [[early]]
     driver.tick(3 * driver.core.state.policy.lease_seconds)
     driver.gateway()
-    driver.submit(model="unheard of")
+    assert driver.submit(model="retried", attempt=1)
+    driver.submit(model="retried")
     assert [rejected.code for rejected in driver.to_gateway(Rejected)] == [ErrorCode.MODEL_NOT_FOUND]
 
 

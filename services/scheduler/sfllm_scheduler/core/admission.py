@@ -92,10 +92,13 @@ def _model_of(state: State, message: Submit, now: float) -> Model:
     """
     model = state.model_named(message.model)
     young = now < state.started + 2 * state.policy.lease_seconds
-    if model is None and (message.attempt > 0 or young) and len(message.model) <= MAX_NAME_CHARACTERS:
-        expected = ModelCard(message.model, (), message.model, 0, COUNT_LIMIT, 0, (), ())
-        model = state.add_model(expected, now)
-    if model is None:
+    may_wait = message.attempt > 0 or young
+    if model is None and may_wait and len(message.model) <= MAX_NAME_CHARACTERS:
+        card = ModelCard(message.model, (), message.model, 0, COUNT_LIMIT, 0, (), ())
+        model = state.add_model(card, now)
+        if model is not None:
+            model.expected = True
+    if model is None or (model.expected and not may_wait):
         raise RefusedError(ErrorCode.MODEL_NOT_FOUND, f"the model {quote(message.model)} does not exist")
     return model
 

@@ -206,6 +206,7 @@ def _model_for(state: State, card: ModelCard, now: float) -> Model | None:
     model = state.models.get(card.name)
     if model is None:
         return state.add_model(card, now)
+    model.expected = False
     if model.card != card:
         same_content = (model.card.assets, model.card.vocab_size) == (card.assets, card.vocab_size)
         if model.workers and not same_content:

@@ -60,6 +60,7 @@ class Gateway:
 class Model:
     """A model that some worker has served. It is remembered when its workers are gone.
 
+    It is `expected` while none has: requests for it came before its workers did.
     `workerless_since` is None while a worker takes requests. `recheck_at` is when to look
     whether everything that waits still fits a worker, after workers came or left.
     `may_grant` says that something changed since the last look for grants.
@@ -67,6 +68,7 @@ class Model:
 
     def __init__(self, card: ModelCard, now: float) -> None:
         self.card = card
+        self.expected = False
         self.assets_ready = not card.assets
         self.waiting = WaitingRequests()
         self.backlog = Backlog()
@@ -214,7 +216,7 @@ class State:
             tuple(
                 ModelState(model.card, len(model.serving))
                 for model in self.models.values()
-                if model.assets_ready
+                if model.assets_ready and not model.expected
             )
         )
 
