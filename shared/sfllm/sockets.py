@@ -71,13 +71,18 @@ def random_identity(prefix: bytes) -> bytes:
 
 
 class DealerLink:
-    """A connection to one scheduler. Owns its socket until `close`."""
+    """A connection to one scheduler. Owns its socket until `close`.
+
+    What is sent while the connection is down leaves when it is back, up to a high-water mark; epochs, leases
+    and attempts make it harmless then. ZMQ_IMMEDIATE would refuse it, but with that option libzmq (4.3.5)
+    drops what was received and not yet read when a connection ends, and aborts the process when that was
+    the middle of a message.
+    """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, identity: bytes) -> None:
         self.socket = context.socket(zmq.DEALER)
         _bound(self.socket)
         self.socket.setsockopt(zmq.ROUTING_ID, identity)
-        self.socket.setsockopt(zmq.IMMEDIATE, 1)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self.socket.connect(address)

@@ -173,3 +173,25 @@ def test_identities_differ_and_keep_their_prefix() -> None:
     identities = {random_identity(b"g-") for _ in range(100)}
     assert len(identities) == 100
     assert all(identity.startswith(b"g-") for identity in identities)
+
+
+def test_what_arrived_before_the_connection_ended_can_still_be_read(
+    context: zmq.Context[zmq.Socket[bytes]],
+) -> None:
+    router, dealer = connected(context)
+    # Several frames a message: libzmq may notice the end between any two of them.
+    for number in range(300):
+        router.send(b"peer", [b"%d" % number, *[b"frame"] * 6])
+    received: list[list[bytes]] = []
+
+    def read() -> bool:
+        message = dealer.receive()
+        if message is not None:
+            received.append(message)
+        return message is None
+
+    until(lambda: not read(), dealer.socket)
+    router.close()
+    until(lambda: read() and len(received) == 300, dealer.socket)
+    assert [int(message[0]) for message in received] == list(range(300))
+    assert all(len(message) == 7 for message in received)
