@@ -53,11 +53,13 @@ INLINE void store_sums(const vf *acc, float *out) {
 #endif
 }
 
-// `out[m][n]` for MR rows of `x` and 4 * QUADS rows of `w`.
-template <class T, int MR, int QUADS>
-INLINE void dot_tile(const T *x, size_t x_stride, const T *const *w, int depth, float (*out)[4 * QUADS]) {
+// Rows of a weight in a tile.
+constexpr int NR = 4;
+
+// `out[m][n]` for MR rows of `x` and NR rows of `w`.
+template <class T, int MR>
+INLINE void dot_tile(const T *x, size_t x_stride, const T *const *w, int depth, float (*out)[NR]) {
     typedef Pairs<T> P;
-    constexpr int NR = 4 * QUADS;
     vf acc[MR][NR] = {};
     int k = 0;
     for (; k + P::STEP <= depth; k += P::STEP) {
@@ -79,6 +81,5 @@ INLINE void dot_tile(const T *x, size_t x_stride, const T *const *w, int depth, 
             for (int n = 0; n < NR; n++) acc[m][n] = P::dot(acc[m][n], row, columns[n]);
         }
     }
-    for (int m = 0; m < MR; m++)
-        for (int q = 0; q < QUADS; q++) store_sums(&acc[m][4 * q], &out[m][4 * q]);
+    for (int m = 0; m < MR; m++) store_sums(acc[m], out[m]);
 }

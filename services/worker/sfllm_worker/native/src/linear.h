@@ -18,7 +18,7 @@ enum class Into { REPLACE, ADD };
 // Activations that are used again and again should stay in the first-level cache beside a weight's rows.
 constexpr size_t ACTIVATION_BYTES = 28 * 1024;
 
-template <int MR, int NR>
+template <int MR>
 INLINE void write_tile(const float (*out)[NR], int count, float *y, size_t y_stride, Into into) {
     for (int m = 0; m < MR; m++) {
         float *row = y + m * y_stride;
@@ -29,31 +29,22 @@ INLINE void write_tile(const float (*out)[NR], int count, float *y, size_t y_str
     }
 }
 
-template <class T, int MR, int QUADS>
+template <class T, int MR>
 INLINE void linear_tile(const T *x, size_t x_stride, const T *w, const T *bias, int depth, int count, float *y,
                         size_t y_stride, Into into) {
-    constexpr int NR = 4 * QUADS;
     const T *rows[NR];
     // Past the last row its neighbour is computed again and dropped.
     for (int n = 0; n < NR; n++) rows[n] = w + (size_t)std::min(n, count - 1) * depth;
     float out[MR][NR];
-    dot_tile<T, MR, QUADS>(x, x_stride, rows, depth, out);
+    dot_tile<T, MR>(x, x_stride, rows, depth, out);
     if (bias)
         for (int m = 0; m < MR; m++)
             for (int n = 0; n < std::min(count, NR); n++) out[m][n] += to_float(bias[n]);
     // Numbers that the compiler knows make these a few moves instead of calls.
     if (count >= NR)
-        write_tile<MR, NR>(out, NR, y, y_stride, into);
+        write_tile<MR>(out, NR, y, y_stride, into);
     else
-        write_tile<MR, NR>(out, count, y, y_stride, into);
-}
-
-template <class T, int MR, int QUADS>
-static void linear_strip(const T *x, size_t x_stride, const T *w, const T *bias, int depth, int count, float *y,
-                         size_t y_stride, Into into) {
-    for (int n = 0; n < count; n += 4 * QUADS)
-        linear_tile<T, MR, QUADS>(x, x_stride, w + (size_t)n * depth, bias ? bias + n : nullptr, depth, count - n,
-                                  y + n, y_stride, into);
+        write_tile<MR>(out, count, y, y_stride, into);
 }
 
 // Rows `first .. first + count` of `matrix` times `m_count` rows of `x`; `y` points at the first of them.
@@ -63,17 +54,12 @@ static void linear_block(const T *x, size_t x_stride, int m_count, const Matrix 
     const int depth = (int)matrix.columns;
     const T *w = (const T *)matrix.weight + (size_t)first * depth;
     const T *bias = matrix.bias ? (const T *)matrix.bias + first : nullptr;
-#define STRIP(MR, QUADS) linear_strip<T, MR, QUADS>(x, x_stride, w, bias, depth, count, y, y_stride, into)
-    switch (m_count) {
-    case 1: return STRIP(1, 4);
-    case 2: return STRIP(2, 2);
-    case 3: return STRIP(3, 2);
-    }
     const int fitting = (int)(ACTIVATION_BYTES / (depth * sizeof(T)));
     const int block = std::max(6, fitting / 6 * 6);
     for (int m0 = 0; m0 < m_count; m0 += block) {
         const int m1 = std::min(m_count, m0 + block);
-        const size_t next_bytes = 4 * (size_t)depth * sizeof(T), piece = next_bytes / ((m1 - m0 + 5) / 6) + 1;
+        const int tiles = (m1 - m0 + 5) / 6;
+        const size_t next_bytes = 4 * (size_t)depth * sizeof(T), piece = next_bytes / tiles + 1;
         for (int n = 0; n < count; n += 4) {
             const T *wn = w + (size_t)n * depth;
             const T *bn = bias ? bias + n : nullptr;
@@ -81,24 +67,25 @@ static void linear_block(const T *x, size_t x_stride, int m_count, const Matrix 
             const char *next = (const char *)(wn + 4 * (size_t)depth), *const next_end = next + next_bytes;
             const bool fetch = m0 == 0 && n + 4 < count;
 #define TILE(MR) \
-    linear_tile<T, MR, 1>(x + m * x_stride, x_stride, wn, bn, depth, count - n, y + m * y_stride + n, y_stride, into)
+    linear_tile<T, MR>(x + m * x_stride, x_stride, wn, bn, depth, count - n, y + m * y_stride + n, y_stride, into)
             int m = m0;
-            for (; m + 6 <= m1; m += 6) {
+            for (int left = tiles; left > 0; left--) {
                 for (const char *stop = next + piece; fetch && next < stop && next < next_end; next += 64)
                     __builtin_prefetch(next);
-                TILE(6);
-            }
-            switch (m1 - m) {
-            case 1: TILE(1); break;
-            case 2: TILE(2); break;
-            case 3: TILE(3); break;
-            case 4: TILE(4); break;
-            case 5: TILE(5); break;
+                const int rows = (m1 - m + left - 1) / left;  // tiles of like height
+                switch (rows) {
+                case 1: TILE(1); break;
+                case 2: TILE(2); break;
+                case 3: TILE(3); break;
+                case 4: TILE(4); break;
+                case 5: TILE(5); break;
+                case 6: TILE(6); break;
+                }
+                m += rows;
             }
 #undef TILE
         }
     }
-#undef STRIP
 }
 
 // Outputs of a product are dealt out in blocks: small enough that every thread gets several.
