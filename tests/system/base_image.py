@@ -29,7 +29,11 @@ def make_base_image(engine: Engine, directory: Path) -> str:
     rootfs, pip_conf = directory / "rootfs.tar", directory / "pip.conf"
     pip_conf.write_text(f"[global]\ncert = {_CERTIFICATES}\n")
     command = [
-        *("mmdebstrap", "--variant=minbase", "--include=python3,python3-pip,python3-venv,ca-certificates"),
+        *(
+            "mmdebstrap",
+            "--variant=minbase",
+            "--include=python3,python3-pip,python3-venv,ca-certificates,g++",
+        ),
         # A machine behind a proxy trusts its certificate; so must pip in the image.
         f"--customize-hook=copy-in {_CERTIFICATES} /etc/ssl/certs",
         f"--customize-hook=copy-in {pip_conf} /etc",
