@@ -36,8 +36,9 @@ TOOL_SECONDS = 1800.0
 
 
 class Measured(NamedTuple):
-    """What both tools report: milliseconds, but for the rate."""
+    """What both tools report: tokens of a prompt as the server counts them, milliseconds, tokens a second."""
 
+    prompt_tokens: float
     ttft_p50: float
     ttft_mean: float
     tpot_p50: float
@@ -55,18 +56,20 @@ def main() -> int:
     models = Models.prepare(arguments.cache)
     sfllm = str(Path(sys.executable).with_name("sfllm"))
     command = (sfllm, "serve", "--mock", "--model", str(models.directory), "--served-model-name", "m")
-    # The tools' prompts differ in length by the mock's tokens, so prompts must cost next to nothing.
-    fast = ("--mock-prefill-tokens-per-second", "10000000")
-    mock = Contender("mock", "none", (*command, *fast, "--port", "{port}"))
+    mock = Contender("mock", "none", (*command, "--port", "{port}"))
     with contextlib.ExitStack() as stack:
         logs = arguments.cache / "logs"
         logs.mkdir(exist_ok=True)
         url = arguments.url or stack.enter_context(running(mock, logs)).url
         ours, theirs = [], []
-        # The first turn warms up both, and is not counted.
+        prompt_tokens = arguments.prompt_tokens
+        # The first turn warms up both and is not counted. It shows how long each tool's words are to the
+        # server, so that from then on both send prompts of the same length.
         for number in range(arguments.rounds + 1):
-            ours.append(_sfllm(arguments, url, number))
+            ours.append(_sfllm(arguments, url, prompt_tokens, number))
             theirs.append(_guidellm(arguments, url, tool, models.directory, number))
+            if number == 0:
+                prompt_tokens = round(prompt_tokens * theirs[0].prompt_tokens / ours[0].prompt_tokens)
             print(f"round {number}: sfllm {ours[-1]}\n         guidellm {theirs[-1]}", flush=True)
     return _compare(ours[1:], theirs[1:], arguments.within)
 
@@ -83,11 +86,11 @@ def _compare(ours: list[Measured], theirs: list[Measured], within: float) -> int
     return 1 if largest > within else 0
 
 
-def _sfllm(arguments: argparse.Namespace, url: str, seed: int) -> Measured:
+def _sfllm(arguments: argparse.Namespace, url: str, prompt_tokens: int, seed: int) -> Measured:
     settings = BenchSettings(
         requests=arguments.requests,
         concurrency=(arguments.concurrency,),
-        prompt_tokens=str(arguments.prompt_tokens),
+        prompt_tokens=str(prompt_tokens),
         output_tokens=str(arguments.output_tokens),
         ignore_eos=True,
         seed=seed,
@@ -97,6 +100,7 @@ def _sfllm(arguments: argparse.Namespace, url: str, seed: int) -> Measured:
     figures = legs[0].figures
     ttft, tpot, end_to_end = figures.ttft, figures.tpot, figures.end_to_end
     return Measured(
+        figures.prompt_tokens / figures.completed,
         ttft.p50 * 1000,
         ttft.mean * 1000,
         tpot.p50 * 1000,
@@ -130,6 +134,7 @@ def _guidellm(arguments: argparse.Namespace, url: str, tool: Path, tokenizer: Pa
 
     # What it calls the time per output token includes the first one; its inter-token latency is our TPOT.
     return Measured(
+        of("prompt_token_count", "mean"),
         of("time_to_first_token_ms", "median"),
         of("time_to_first_token_ms", "mean"),
         of("inter_token_latency_ms", "median"),
