@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-system chaos chaos-short soak lint format gpu-check bench-peers images compose-up compose-down constraints docs clean distclean
+.PHONY: help install serve test test-system chaos chaos-short soak simulate-faults lint format gpu-check bench-peers images compose-up compose-down constraints docs clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  Variables: PYTHON (now $(PYTHON), 3.11 or later), VENV, ARGS (for serve, tests, chaos and soak)."
 	@echo "  A first try: make serve"
@@ -49,6 +49,9 @@ chaos-short: install ## the same for 2 minutes with made-up tokens, gently enoug
 
 soak: install ## an hour of mixed load, and what memory it leaves; others: make soak ARGS="--requests 1000000"
 	$(CHAOS) chaos.soak $(ARGS)
+
+simulate-faults: install ## gateway, scheduler and worker machines over a faulty network: ARGS="--seeds 1000"
+	PYTHONPATH=tests/simulation $(BIN)/python -m sfllm_simulation $(ARGS)
 
 lint: install ## style, types, import rules, links in the documents
 	$(BIN)/ruff check .

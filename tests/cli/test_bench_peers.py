@@ -10,19 +10,16 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from openai_server import OpenAIServer
-from openai_server import running as serving
-
-sys.path.append(str(Path(__file__).parents[2]))
-
 from bench.peers.comparison import Comparison, Options
 from bench.peers.contenders import Contender
 from bench.peers.install import vllm_requirements
 from bench.peers.processes import Running, StartError, running
 from bench.peers.results import Row, Start, draw, ratios, table
 from bench.peers.roofline import Machine, ModelSize, Size, floor_seconds
+from hypothesis import given
+from hypothesis import strategies as st
+from openai_server import OpenAIServer
+from openai_server import running as serving
 
 SMOLLM2 = ModelSize(30, 576, 9, 3, 64, 1536, 49152)
 MACHINE = Machine(read_bytes=25e9, operations=2.3e12)

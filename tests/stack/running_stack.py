@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -14,35 +13,18 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from chaos.metrics import total
+from chaos.ports import free_ports
+
 READY_TIMEOUT_SECONDS = 120
 STOP_TIMEOUT_SECONDS = 60
-
-
-def free_ports(count: int) -> int:
-    """The first of `count` consecutive ports on loopback that are free now."""
-    for _ in range(100):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            first = probe.getsockname()[1]
-        if first + count < 65536 and all(_is_free(first + offset) for offset in range(count)):
-            return int(first)
-    raise RuntimeError("no free ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 class RunningStack:
     """`sfllm serve` with the given flags. Admin ports: scheduler, then gateways, then workers."""
 
     def __init__(self, *flags: str, workers: int = 1) -> None:
-        port = free_ports(3 + workers)
+        port = free_ports(3 + workers)[0]
         self.url = f"http://127.0.0.1:{port}"
         self.scheduler_admin = f"http://127.0.0.1:{port + 1}"
         self.worker_admins = [f"http://127.0.0.1:{port + 3 + index}" for index in range(workers)]
@@ -75,17 +57,8 @@ class RunningStack:
         """The sum over the samples of a metric that have these labels."""
         with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
             text = answer.read().decode()
-        total, found = 0.0, False
-        for line in text.splitlines():
-            match = re.fullmatch(r"([\w:]+)(?:\{(.*)\})? (\S+)", line)
-            if (
-                match
-                and match[1] == name
-                and all(f'{k}="{v}"' in (match[2] or "") for k, v in labels.items())
-            ):
-                total, found = total + float(match[3]), True
-        assert found, f"{name} {labels} is not in:\n{text}"
-        return total
+        assert re.search(rf"^{name}[ {{]", text, re.MULTILINE), f"{name} is not in:\n{text}"
+        return total(text, name, **labels)
 
     def wait_for_metric(self, url: str, name: str, value: float, **labels: str) -> None:
         deadline = time.monotonic() + 30
