@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -57,6 +58,9 @@ class Terminal:
     def __init__(self, server: OpenAIServer) -> None:
         self._pid, self._terminal = pty.fork()
         if self._pid == 0:
+            signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            )  # a background job of a shell inherits that it is ignored
             environment = {**os.environ, "TERM": "dumb"}
             os.execve(sys.executable, [*COMMAND, "--url", server.url], environment)
         self._seen = ""

@@ -276,6 +276,7 @@ class WorkerProtocol:
             self._ledger.cancel(held.key, held.attempt, ALL_CHOICES)
             self._fault(held, ErrorCode.INVALID_REQUEST, problem, lease)
             return
+        _log.debug("accepted", request_id=held.request_id, prompt_tokens=held.prompt_count)
         for sequence in sequences:
             self._engine.add(sequence)
 
