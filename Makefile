@@ -47,7 +47,7 @@ chaos: install ## break 3 workers, 2 gateways and a scheduler for 10 minutes und
 chaos-short: install ## the same for 2 minutes with made-up tokens, gently enough for a small machine
 	$(CHAOS) chaos --seconds 120 --seed 1 --streams 16 --fault-every 6 --lease-seconds 3 $(ARGS)
 
-soak: install ## an hour of mixed load, and what memory it leaves; others: make soak ARGS="--requests 1000000"
+soak: install ## an hour of mixed load, and what memory it leaves; others: make soak ARGS="--requests 40000 --prompts 25"
 	$(CHAOS) chaos.soak $(ARGS)
 
 simulate-faults: install ## gateway, scheduler and worker machines over a faulty network: ARGS="--seeds 1000"

@@ -93,7 +93,8 @@ async def many_requests(fleet: Fleet, options: argparse.Namespace) -> Counter[in
     """`options.requests` short requests over kept connections; answers by status."""
     left = iter(range(options.requests))
     statuses: Counter[int] = Counter()
-    body = b'{"prompt":"How many?","max_tokens":2,"ignore_eos":true}'
+    prompts = ["How many?"] * options.prompts
+    body = json.dumps({"prompt": prompts, "max_tokens": 2, "ignore_eos": True}).encode()
 
     async def client(address: Address) -> None:
         connection = await Connection.open(address)
@@ -156,6 +157,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m chaos.soak", description=__doc__)
     parser.add_argument("--seconds", type=float, default=3600.0, help="how long the mixed load lasts")
     parser.add_argument("--requests", type=int, default=0, help="so many short requests instead")
+    parser.add_argument(
+        "--prompts", type=int, default=1, help="prompts in each of them; every prompt is a request behind it"
+    )
     parser.add_argument("--streams", type=int, default=30, help="clients at once")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--gateways", type=int, default=1)
