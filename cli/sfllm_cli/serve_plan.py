@@ -13,7 +13,7 @@ from sfllm.settings import CommonSettings, GatewaySettings, SchedulerSettings, W
 from sfllm_cli.child import ChildSpec
 from sfllm_cli.settings import ServeSettings, ServicesSettings
 
-_INHERITED = frozenset({"SFLLM_CACHE_DIR"})
+_INHERITED = frozenset({"SFLLM_CACHE_DIR", "SFLLM_MATRIX_TILES"})
 """Variables that are no setting of a service."""
 
 GATEWAYS_STOP, WORKERS_STOP, SCHEDULER_STOPS = range(3)

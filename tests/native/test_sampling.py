@@ -28,16 +28,23 @@ def row(position: int = 0, choice: int = 0, **fields: object) -> SamplingRow:
 def peaked(rows: int, vocab: int, seed: int) -> Tensor:
     """Logits as models have them: few likely tokens and a long tail."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, vocab, generator=generator).sort().values[:, torch.randperm(vocab)] * 4
+    order = torch.randperm(vocab, generator=generator)
+    return torch.randn(rows, vocab, generator=generator).sort().values[:, order] * 4
 
 
 def assert_same(logits: Tensor, rows: list[SamplingRow]) -> None:
+    """Ours are the tokens that torch chooses, or chooses for logits that are hardly different.
+
+    A random number that falls on the edge between two tokens goes to either, as the sums are rounded.
+    """
     theirs, their_sound = choose_in_torch(logits.clone(), rows)
     ours, our_sound = choose_natively(logits.clone(), rows)
     assert our_sound == their_sound
-    assert [a for a, sound in zip(ours, our_sound, strict=True) if sound] == [
-        a for a, sound in zip(theirs, their_sound, strict=True) if sound
-    ]
+    different = [i for i, sound in enumerate(our_sound) if sound and ours[i] != theirs[i]]
+    assert len(different) <= 1 + len(rows) // 100
+    for i in different:
+        nearly = [choose_in_torch(logits[i : i + 1] * (1 + e), [rows[i]])[0][0] for e in (-1e-5, 1e-5)]
+        assert ours[i] in nearly
 
 
 FILTERS = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import os
 from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from sfllm_worker.native.build import BuildError, build
 
 _log = logging.getLogger(__name__)
 
-WITHOUT_TILES = ("-march=native", "-mno-amx-tile", "-mno-amx-bf16")
+THIS_CPU = ("-march=native",)
+WITH_TILES = (*THIS_CPU, "-DSFLLM_TILES")
+TILES_VARIABLE = "SFLLM_MATRIX_TILES"
 
 _SIGNATURES = {
     "sfllm_decoder_step": (c_int, [POINTER(s.ModelSpec), POINTER(s.KVSpec), POINTER(s.StepSpec)]),
@@ -44,13 +47,18 @@ def open_library(path: Path) -> ctypes.CDLL:
 
 @functools.cache
 def native_library() -> ctypes.CDLL | None:
-    """The kernels for this machine, or None, with one warning, where they cannot be had."""
+    """The kernels for this machine, or None, with one warning, where they cannot be had.
+
+    Matrix tiles (AMX) are used when the variable SFLLM_MATRIX_TILES is 1, and they give right results.
+    """
     cache = cache_directory() / "kernels"
     try:
-        library = open_library(build(cache))
+        library = open_library(
+            build(cache, WITH_TILES if os.environ.get(TILES_VARIABLE) == "1" else THIS_CPU)
+        )
         if not tiles_work(library):
             _log.warning("matrix tiles (AMX) give wrong results here and are left alone")
-            library = open_library(build(cache, WITHOUT_TILES))
+            library = open_library(build(cache, THIS_CPU))
     except (BuildError, OSError) as error:
         _log.warning("no native kernels, so the model runs in plain torch, several times slower: %s", error)
         return None

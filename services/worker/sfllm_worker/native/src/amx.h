@@ -1,7 +1,7 @@
 // Products of bfloat16 on Intel's matrix tiles (AMX), where the compiler and the system give them.
 //
 // The weight's rows are the left tiles, read as they are stored; the tokens are packed into the right ones.
-// With -DSFLLM_EMULATE_AMX the instructions are plain loops, so that the rest is tested on any machine.
+// Only with -DSFLLM_TILES, until it has been measured on such a CPU. With -DSFLLM_EMULATE_AMX the instructions are plain loops, so that the rest is tested on any machine.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 
 #include "panel.h"
 
-#if defined(SFLLM_EMULATE_AMX) || (defined(__AMX_TILE__) && defined(__AMX_BF16__))
+#if defined(SFLLM_EMULATE_AMX) || (defined(SFLLM_TILES) && defined(__AMX_TILE__) && defined(__AMX_BF16__))
 #define SFLLM_AMX 1
 #else
 #define SFLLM_AMX 0
@@ -72,7 +72,10 @@ struct alignas(64) Configuration {
 };
 static const Configuration CONFIGURATION;
 
-inline void begin() { _tile_loadconfig(&CONFIGURATION); }
+inline void begin() {
+    asm volatile("" ::: "memory");  // GCC 12 does not know that loading a tile reads memory
+    _tile_loadconfig(&CONFIGURATION);
+}
 inline void end() { _tile_release(); }
 // The compiler's macros paste the tiles' numbers into assembly, so each is written out.
 template <int C> INLINE void clear() {
