@@ -3,6 +3,10 @@
 Both measure the same server under the same load, in turns. The server is `sfllm serve --mock`, whose
 tokens come at a set rate, so that a heavier client does not slow it down; or any other with `--url`.
 The last line is the largest difference between the tools' medians.
+
+Requests are sent at a constant rate. In a closed loop the tools would differ although both are right: a
+server that works in steps lets a request wait for the next one, so a tool that is late in sending after an
+answer ended sees a TTFT that is shorter by as much.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from rich.console import Console
 from sfllm.model_files import cache_directory
 from sfllm_cli.bench.command import Target, benchmark
 from sfllm_cli.bench.cpu import server_roots
+from sfllm_cli.bench.trace import Entry
 from sfllm_cli.bench_settings import BenchSettings
 from sfllm_cli.errors import CommandError
 from sfllm_cli.settings import ClientSettings
@@ -87,16 +92,13 @@ def _compare(ours: list[Measured], theirs: list[Measured], within: float) -> int
 
 
 def _sfllm(arguments: argparse.Namespace, url: str, prompt_tokens: int, seed: int) -> Measured:
-    settings = BenchSettings(
-        requests=arguments.requests,
-        concurrency=(arguments.concurrency,),
-        prompt_tokens=str(prompt_tokens),
-        output_tokens=str(arguments.output_tokens),
-        ignore_eos=True,
-        seed=seed,
-    )
+    settings = BenchSettings(requests=arguments.requests, trace="constant rate", ignore_eos=True, seed=seed)
+    trace = [
+        Entry(number / arguments.rate, prompt_tokens, arguments.output_tokens)
+        for number in range(arguments.requests)
+    ]
     target = Target(ClientSettings(url=url, model=arguments.model), settings, server_roots(url))
-    _, legs = asyncio.run(benchmark(settings, {"server": target}, None, Console(stderr=True)))
+    _, legs = asyncio.run(benchmark(settings, {"server": target}, trace, Console(stderr=True)))
     figures = legs[0].figures
     ttft, tpot, end_to_end = figures.ttft, figures.tpot, figures.end_to_end
     return Measured(
@@ -119,7 +121,7 @@ def _guidellm(arguments: argparse.Namespace, url: str, tool: Path, tokenizer: Pa
         command = (
             *(str(tool), "run", "--disable-console"),
             *("--backend", f"kind=openai_http,{backend}"),
-            *("--profile", f"kind=concurrent,streams={arguments.concurrency}"),
+            *("--profile", f"kind=constant,rate={arguments.rate}"),
             *("--constraint", f"kind=max_requests,count={arguments.requests}"),
             *("--data", f"kind=synthetic_text,{sizes}"),
             *("--tokenizer", f"kind=huggingface_auto,model={tokenizer}"),
@@ -151,8 +153,9 @@ def _arguments() -> argparse.Namespace:
     add("--url", help="a server that runs; a mock of ours is started if unset")
     add("--model", default="m", help="its name of the model")
     add("--rounds", type=int, default=5, help="counted turns of each tool")
-    add("--requests", type=int, default=40)
-    add("--concurrency", type=int, default=4)
+    add("--requests", type=int, default=60)
+    # No multiple of the mock's 20 ms a step: requests come at all moments of a step.
+    add("--rate", type=float, default=3.1, help="requests a second")
     add("--prompt-tokens", type=int, default=128)
     add("--output-tokens", type=int, default=64)
     add("--within", type=float, default=0.05, help="largest difference that is agreement")

@@ -7,14 +7,17 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
+import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfllm_cli.bench.cpu import CpuUse, Process, Snapshot, cpu_use, server_roots, snapshot, tree
+from sfllm_cli.bench.cpu import CpuUse, Process, Snapshot, cpu_use, module_name, server_roots, snapshot, tree
 from sfllm_cli.bench.figures import Summary, figures
-from sfllm_cli.bench.rounds import Leg, results, undisturbed
+from sfllm_cli.bench.rounds import Leg, Server, all_rounds, results, undisturbed
+from sfllm_cli.bench.sending import Sender
 from sfllm_cli.bench.workload import Point
 from sfllm_cli.bench_settings import BenchSettings
 
@@ -78,9 +81,43 @@ def machine(at: float, busy: float, client: float, **own: float) -> Snapshot:
 
 def test_what_neither_server_nor_client_used_was_used_by_others() -> None:
     use = cpu_use(machine(0, 100, 1), machine(10, 115, 2, root=1, child=9, cc=3.5), [10])
-    assert use == CpuUse(server=1.0, client=0.1, others=0.4, machine=1.5, names=("cc 0.35",))
+    parts = (("worker", 0.9), ("serve", 0.1))
+    assert use == CpuUse(server=1.0, client=0.1, others=0.4, machine=1.5, names=("cc 0.35",), parts=parts)
     assert use.disturbed(0.3)
     assert not use.disturbed(0.5)
+
+
+def test_a_little_work_of_the_kernels_own_threads_is_no_disturbance() -> None:
+    def at(seconds: float, busy: float, kernel: float) -> Snapshot:
+        threads = {2: Process(0, "kthreadd", 0.0), 3: Process(2, "kdamond.0", kernel)}
+        return Snapshot(seconds, busy, 0, {**threads, 10: Process(1, "serve", 0.0)})
+
+    calm = cpu_use(at(0, 0, 0), at(10, 1.2, 0.4), [10])
+    assert (calm.others, calm.kernel) == (0.12, 0.04)
+    assert not calm.disturbed(0.1)
+    # What goes beyond a few percent counts, and so does as much work of anything else.
+    assert cpu_use(at(0, 0, 0), at(10, 4, 4), [10]).disturbed(0.1)
+    assert cpu_use(at(0, 0, 0), at(10, 1.2, 0), [10]).disturbed(0.1)
+
+
+def test_an_interpreter_is_named_by_the_package_that_it_runs() -> None:
+    assert module_name(["/usr/bin/python3", "-m", "sfllm_gateway.render_process"]) == "sfllm_gateway"
+    assert module_name(["/usr/bin/python3", "serve.py", "-m"]) is None
+    assert module_name(["grep", "-m", "1", "x"]) is None
+    assert module_name([]) is None
+
+
+async def test_a_server_that_is_done_takes_no_part_in_the_next_rounds() -> None:
+    async with aiohttp.ClientSession() as session:
+        sender = Sender(session, "http://127.0.0.1:9/v1/completions")
+        settings = BenchSettings(rounds=3, requests=1, concurrency=(1,), max_repeats=0)
+        servers = [Server(name, "", "m", True, sender, settings) for name in ("a", "b", "c")]
+
+        def after_round(legs: Sequence[Leg]) -> list[str]:
+            return {1: ["b"], 2: ["a", "b", "c"]}[legs[-1].round]
+
+        legs = await all_rounds(settings, servers, [POINT], None, lambda: None, lambda _: None, after_round)
+    assert [(each.round, each.server) for each in legs] == [(1, "a"), (1, "b"), (1, "c"), (2, "c"), (2, "a")]
 
 
 def test_time_of_a_child_that_ended_still_counts_for_the_server() -> None:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sfllm.config import parse
 from sfllm_cli.bench.cpu import server_roots
 from sfllm_cli.bench.documents import need_plots, write
-from sfllm_cli.bench.rounds import Leg, Server, all_rounds, results, warm_up
+from sfllm_cli.bench.rounds import AfterRound, Leg, Server, all_go_on, all_rounds, results, warm_up
 from sfllm_cli.bench.sending import Sender
 from sfllm_cli.bench.tables import show
 from sfllm_cli.bench.trace import Entry, TraceError, chat_trace, parse_trace
@@ -118,6 +118,7 @@ async def benchmark(
     targets: Mapping[str, Target],
     trace: Sequence[Entry] | None,
     console: Console,
+    after_round: AfterRound = all_go_on,
 ) -> tuple[list[Server], list[Leg]]:
     """Find and warm up the servers, then run all rounds. Raises `CommandError` when one cannot be used."""
     async with contextlib.AsyncExitStack() as stack:
@@ -139,6 +140,7 @@ async def benchmark(
                 trace,
                 lambda: progress.advance(progress.task_ids[0]),
                 lambda text: progress.console.print(text, highlight=False, markup=False),
+                after_round,
             )
         return servers, legs
 

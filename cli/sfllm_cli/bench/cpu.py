@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import psutil
 
 NAMED_PROCESSES = 3
+KERNEL_ALLOWANCE = 0.05
+"""Cores that the kernel's own threads may use, as they always do, before they count as a disturbance."""
+
+_KERNEL_PARENT = "kthreadd"
 _THIS_MACHINE = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
 
 
@@ -33,28 +37,34 @@ class Snapshot(NamedTuple):
 
 
 class CpuUse(NamedTuple):
-    """Mean CPU cores in use over a round; `others` is NaN when the server's processes are unknown."""
+    """Mean CPU cores in use over a round; `others` is NaN when the server's processes are unknown.
+
+    `kernel` is the part of `others` that is the kernel's own threads. `parts` are the server's
+    cores by the name of the process, and `names` the busiest others as text.
+    """
 
     server: float
     client: float
     others: float
     machine: float
     names: tuple[str, ...] = ()
+    kernel: float = 0.0
+    parts: tuple[tuple[str, float], ...] = ()
 
     def disturbed(self, limit: float) -> bool:
         """Whether other processes used more than `limit` cores; False when unknown."""
-        return self.others > limit
+        return self.others - min(self.kernel, KERNEL_ALLOWANCE) > limit
 
 
 def snapshot() -> Snapshot:
     """The machine now."""
     processes = {}
-    for process in psutil.process_iter(["ppid", "name", "cpu_times"]):
+    for process in psutil.process_iter(["ppid", "name", "cmdline", "cpu_times"]):
         times = process.info["cpu_times"]
         if times is not None:
             processes[process.pid] = Process(
                 process.info["ppid"] or 0,
-                process.info["name"] or "?",
+                module_name(process.info["cmdline"] or ()) or process.info["name"] or "?",
                 times.user + times.system,
                 times.children_user + times.children_system,
             )
@@ -68,6 +78,14 @@ def snapshot() -> Snapshot:
     )
 
 
+def module_name(command: Sequence[str]) -> str | None:
+    """The package that a Python interpreter runs (`-m package.module`): all interpreters are named alike."""
+    flags = list(command[1:3])
+    if len(flags) == 2 and flags[0] == "-m" and "python" in command[0]:
+        return flags[1].partition(".")[0]
+    return None
+
+
 def cpu_use(before: Snapshot, after: Snapshot, roots: Iterable[int]) -> CpuUse:
     """What was used between two snapshots, with the server's processes below `roots`.
 
@@ -79,12 +97,15 @@ def cpu_use(before: Snapshot, after: Snapshot, roots: Iterable[int]) -> CpuUse:
     server = _seconds(after, server_pids) - _seconds(before, server_pids)
     client = after.client - before.client
     machine = after.busy - before.busy
+    rest = server_pids | {os.getpid()}
     return CpuUse(
         server=server / seconds,
         client=client / seconds,
         others=max(0.0, machine - server - client) / seconds if server_pids else float("nan"),
         machine=machine / seconds,
-        names=_busiest(before, after, server_pids | {os.getpid()}, seconds),
+        names=_busiest(_used(before, after, set(after.processes) - rest), seconds),
+        kernel=sum(_used(before, after, _kernel_threads(after)).values()) / seconds,
+        parts=tuple((name, used / seconds) for name, used in _used(before, after, server_pids).items()),
     )
 
 
@@ -143,12 +164,21 @@ def _seconds(state: Snapshot, pids: set[int]) -> float:
     return sum(process.own + process.ended for process in known)
 
 
-def _busiest(before: Snapshot, after: Snapshot, ours: set[int], seconds: float) -> tuple[str, ...]:
-    """The names of the busiest other processes, with the cores that they used."""
+def _used(before: Snapshot, after: Snapshot, pids: set[int]) -> dict[str, float]:
+    """CPU seconds between the snapshots of those processes that still live, by name, the most first."""
     used: dict[str, float] = {}
-    for pid, process in after.processes.items():
-        if pid not in ours:
-            earlier = before.processes.get(pid)
-            used[process.name] = used.get(process.name, 0.0) + process.own - (earlier.own if earlier else 0.0)
-    busy = sorted(used.items(), key=lambda item: -item[1])[:NAMED_PROCESSES]
-    return tuple(f"{name} {share / seconds:.2f}" for name, share in busy if share / seconds >= 0.01)
+    for pid in pids & set(after.processes):
+        process, earlier = after.processes[pid], before.processes.get(pid)
+        used[process.name] = used.get(process.name, 0.0) + process.own - (earlier.own if earlier else 0.0)
+    return dict(sorted(used.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _kernel_threads(state: Snapshot) -> set[int]:
+    roots = {pid for pid, process in state.processes.items() if process.name == _KERNEL_PARENT}
+    return {pid for pid, process in state.processes.items() if pid in roots or process.parent in roots}
+
+
+def _busiest(used: Mapping[str, float], seconds: float) -> tuple[str, ...]:
+    """The names of the busiest processes, with the cores that they used."""
+    shares = [(name, share / seconds) for name, share in used.items()][:NAMED_PROCESSES]
+    return tuple(f"{name} {share:.2f}" for name, share in shares if share >= 0.01)

@@ -94,7 +94,11 @@ def document(
                 "attempt": leg.attempt,
                 "kept": leg.kept,
                 "disturbed": leg.disturbed,
-                "cpu_cores": {**_cores(leg.cpu), "busiest_others": list(leg.cpu.names)},
+                "cpu_cores": {
+                    **_cores(leg.cpu),
+                    "server_by_process": {name: round(cores, 4) for name, cores in leg.cpu.parts},
+                    "busiest_others": list(leg.cpu.names),
+                },
                 "client_lag_seconds": leg.lag.to_json(),
                 **leg.figures.to_json(),
             }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import NamedTuple
 
 from sfllm_cli.bench.cpu import CpuUse, cpu_use, snapshot
@@ -59,6 +59,13 @@ class Result(NamedTuple):
 
 Announce = Callable[[str], None]
 Measure = Callable[[int], Awaitable[Leg]]
+AfterRound = Callable[[Sequence[Leg]], Collection[str]]
+"""Gets all legs after each round; the servers that it names take no part in the next ones."""
+
+
+def all_go_on(_: Sequence[Leg]) -> Collection[str]:
+    """After each round, no server is done."""
+    return ()
 
 
 async def measure(
@@ -139,6 +146,7 @@ async def all_rounds(
     trace: Sequence[Entry] | None,
     advance: Advance,
     announce: Announce,
+    after_round: AfterRound = all_go_on,
 ) -> list[Leg]:
     """All legs in the order in which they ran: round by round, point by point, server by server."""
 
@@ -151,12 +159,17 @@ async def all_rounds(
         return await undisturbed(settings, run, announce)
 
     legs: list[Leg] = []
+    taking = list(servers)
     for number in range(1, settings.rounds + 1):
+        if not taking:
+            break
         for point in load:
             # Another server begins each round, so that none always runs in the wake of the same one.
-            first = (number - 1) % len(servers)
-            for server in (*servers[first:], *servers[:first]):
+            first = (number - 1) % len(taking)
+            for server in (*taking[first:], *taking[:first]):
                 legs += await turn(number, point, server)
+        done = after_round(legs)
+        taking = [server for server in taking if server.name not in done]
     return legs
 
 
