@@ -48,7 +48,7 @@ def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def random_weight(kind: str, rows: int, columns: int, seed: int = 0) -> QuantizedWeight:
-    """Values of the whole range; scales and offsets of either sign and of all magnitudes, subnormal and zero."""
+    """Values of the whole range; scales and offsets of either sign, from subnormal ones to large ones."""
     generator = torch.Generator().manual_seed(seed)
     low, high, dtype = (0, 16, torch.uint8) if "4" in kind else (-128, 128, torch.int8)
     values = torch.randint(low, high, (rows, columns), generator=generator, dtype=dtype)
