@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ from bench.peers.install import Installer
 from bench.peers.models import Models
 
 OURS = "sfllm"
+OUR_SERVICES = ("sfllm_gateway", "sfllm_scheduler")
+"""What serves beside the worker; together they are to take little of one core."""
+QUANTIZED = ("int8", "int4")
 MAX_MODEL_TOKENS = 4096
 SLOTS = 16
 # The longest request of the workloads is 2,048 tokens in and 512 out.
@@ -36,6 +40,10 @@ class Contender:
     ignore_eos: bool = True
     extra_body: str = "{}"
     workloads: tuple[str, ...] = ("W1", "W2", "W3", "W4")
+    ready_path: str = "/health"
+    """Answers with success once the server can serve."""
+    most_requests: int | None = None
+    """Requests of a workload at most, for one that would take minutes for all of them."""
 
 
 class Setup(NamedTuple):
@@ -48,13 +56,17 @@ class Setup(NamedTuple):
     preload: Sequence[str] = ()
 
 
-def ours(setup: Setup) -> Contender:
-    """This project, as its environment runs it."""
+def ours(setup: Setup, quantization: str | None = None) -> Contender:
+    """This project, as its environment runs it; quantized ones read the published file."""
     sfllm = str(Path(sys.executable).with_name("sfllm"))
-    command = (sfllm, "serve", "--model", str(setup.models.directory), "--served-model-name", "m")
-    return Contender(
-        OURS, "bf16", (*command, "--port", "{port}", "--dtype", "bfloat16", *setup.our_arguments)
-    )
+    model = setup.models.gguf if quantization else setup.models.directory
+    command = (sfllm, "serve", "--model", str(model), "--served-model-name", "m", "--port", "{port}")
+    command += ("--dtype", "bfloat16", *(("--quantization", quantization) if quantization else ()))
+    name = f"{OURS}-{quantization}" if quantization else OURS
+    # The seed's table is about this project at its model's own precision.
+    workloads = ("W1", "W2", "W3", "W4") if quantization else ("W1", "W2", "W3", "W4", "seed")
+    precision, command = quantization or "bf16", (*command, *setup.our_arguments)
+    return Contender(name, precision, command, ready_path="/ready", workloads=workloads)
 
 
 def vllm(setup: Setup) -> Contender:
@@ -81,17 +93,23 @@ def vllm(setup: Setup) -> Contender:
     return Contender("vllm", "bf16", command, variables)
 
 
-def llama_cpp(setup: Setup) -> Contender:
-    """llama.cpp's server with weights in bfloat16."""
+def llama_cpp(setup: Setup, quantization: str | None = None) -> Contender:
+    """llama.cpp's server, in bfloat16 or with weights that its own tool quantized.
+
+    The default model is published in Q4_1, which is served as it is; others are made from it.
+    """
     binaries = setup.installer.llama_cpp()
-    model = setup.models.bf16_gguf(binaries / "llama-quantize")
-    return Contender("llama.cpp", "bf16", _llama_command(setup, binaries, model))
-
-
-def llama_cpp_q4_1(setup: Setup) -> Contender:
-    """llama.cpp's server with the default model's own quantization, the file as it is published."""
-    command = _llama_command(setup, setup.installer.llama_cpp(), setup.models.gguf)
-    return Contender("llama.cpp-q4_1", "Q4_1", command)
+    if quantization == setup.models.published:
+        model = setup.models.gguf
+    else:
+        model = setup.models.requantized(binaries / "llama-quantize", quantization or "BF16")
+    name = f"llama.cpp-{quantization.lower()}" if quantization else "llama.cpp"
+    command = (
+        *(str(binaries / "llama-server"), "--model", str(model), "--alias", "m", "--offline"),
+        *("--host", "127.0.0.1", "--port", "{port}", "--parallel", str(SLOTS)),
+        *("--ctx-size", str(SLOTS * SLOT_TOKENS), "--flash-attn", "off", "--threads", str(setup.cores)),
+    )
+    return Contender(name, quantization or "bf16", command)
 
 
 def transformers(setup: Setup) -> Contender:
@@ -121,22 +139,28 @@ def generate(setup: Setup) -> Contender:
     python = str(setup.installer.transformers() / "bin" / "python")
     program = str(Path(__file__).with_name("plain_generate.py"))
     command = (python, program, str(setup.models.directory), "{port}")
-    # One request at a time takes minutes where many come; two workloads show what there is to show.
-    return Contender("generate", "bf16", command, {"HF_HUB_OFFLINE": "1"}, workloads=("W1", "W2"))
+    # One request at a time takes minutes where many come; a few of them on two workloads show it all.
+    return Contender(
+        "generate",
+        "bf16",
+        command,
+        {"HF_HUB_OFFLINE": "1"},
+        workloads=("W1", "W2"),
+        ready_path="/v1/models",
+        most_requests=8,
+    )
 
 
 PEERS: dict[str, Callable[[Setup], Contender]] = {
     "vllm": vllm,
     "llama.cpp": llama_cpp,
-    "llama.cpp-q4_1": llama_cpp_q4_1,
+    "llama.cpp-q4_1": partial(llama_cpp, quantization="Q4_1"),
+    "llama.cpp-q4_0": partial(llama_cpp, quantization="Q4_0"),
+    "llama.cpp-q8_0": partial(llama_cpp, quantization="Q8_0"),
     "transformers": transformers,
     "generate": generate,
 }
-
-
-def _llama_command(setup: Setup, binaries: Path, model: Path) -> tuple[str, ...]:
-    return (
-        *(str(binaries / "llama-server"), "--model", str(model), "--alias", "m", "--offline"),
-        *("--host", "127.0.0.1", "--port", "{port}", "--parallel", str(SLOTS)),
-        *("--ctx-size", str(SLOTS * SLOT_TOKENS), "--flash-attn", "off", "--threads", str(setup.cores)),
-    )
+OUR_FORMS: dict[str, Callable[[Setup], Contender]] = {
+    OURS: ours,
+    **{f"{OURS}-{name}": partial(ours, quantization=name) for name in QUANTIZED},
+}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from bench.peers.roofline import Machine
 
 SIZE = 3072
-VALUES = 2**28  # 512 MiB of bfloat16 are in no cache
+READ_BYTES = 2**29  # far more than any cache holds
 ATTEMPTS = 7
 
 
@@ -25,17 +25,24 @@ def measured() -> Machine:
 def _measure() -> Machine:
     import torch  # noqa: PLC0415 # only in the process that measures
 
-    a, b = (torch.randn(SIZE, SIZE).to(torch.bfloat16) for _ in range(2))
-    operations = 2 * SIZE**3 / min(_seconds(lambda: torch.mm(a, b)) for _ in range(ATTEMPTS))
-    values = torch.ones(VALUES // 2, dtype=torch.float32)
-    read = values.nbytes / min(_seconds(values.sum) for _ in range(ATTEMPTS))
-    return Machine(read_bytes=read, operations=operations)
+    bf16 = [torch.randn(SIZE, SIZE).to(torch.bfloat16) for _ in range(2)]
+    int8 = [torch.randint(-127, 127, (SIZE, SIZE), dtype=torch.int8) for _ in range(2)]
+    values = torch.ones(READ_BYTES // 4, dtype=torch.float32)
+    products = 2 * SIZE**3
+    return Machine(
+        read_bytes=READ_BYTES / _best(values.sum),
+        operations=products / _best(lambda: torch.mm(*bf16)),
+        int8_operations=products / _best(lambda: torch._int_mm(*int8)),
+    )
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def _best(work: Callable[[], object]) -> float:
+    def seconds() -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    return min(seconds() for _ in range(ATTEMPTS))
 
 
 if __name__ == "__main__":

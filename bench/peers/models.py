@@ -19,18 +19,25 @@ class Models(NamedTuple):
     directory: Path
     cache: Path
 
+    published = "Q4_1"
+    """The quantization of the published file."""
+
     @classmethod
     def prepare(cls, cache: Path) -> Models:
         """Fetch and convert what is not there yet."""
         gguf = resolve_model("smollm2")
         return cls(gguf, converted(gguf, torch.bfloat16), cache)
 
-    def bf16_gguf(self, quantizer: Path) -> Path:
-        """The weights in bfloat16 as a GGUF file, written by llama.cpp's own tool once."""
-        target = self.cache / f"{self.gguf.stem}.BF16.gguf"
+    def requantized(self, quantizer: Path, form: str) -> Path:
+        """The weights as a GGUF file of that form (BF16, Q8_0, ..), written by llama.cpp's tool once.
+
+        What the tool chooses by default, as a user would: in the forms of four bits the embedding, which is
+        the output head too, has eight, as it has in the published file.
+        """
+        target = self.cache / f"{self.gguf.stem}.{form}.gguf"
         if not target.is_file():
             part = target.with_suffix(".part")
-            command = (str(quantizer), "--allow-requantize", str(self.gguf), str(part), "BF16", "1")
+            command = (str(quantizer), "--allow-requantize", str(self.gguf), str(part), form, "1")
             subprocess.run(command, check=True, capture_output=True)
             part.rename(target)
         return target

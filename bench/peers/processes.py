@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,12 +30,21 @@ class StartError(Exception):
 
 
 class Running(NamedTuple):
-    """A server that answered. `start_seconds` run from its start to its first token."""
+    """A server that answered.
+
+    `start_seconds` run from its start to the end of a first answer of one token, `ready_seconds` to when
+    it said that it was ready.
+    """
 
     contender: Contender
     url: str
     pid: int
     start_seconds: float
+    ready_seconds: float
+
+    def is_alive(self) -> bool:
+        """Whether it still answers, within a minute."""
+        return _answers(self.url, self.contender.model)
 
     def memory_bytes(self) -> int:
         """Proportional memory of all its processes, pages that they share counted once."""
@@ -65,11 +74,17 @@ def running(contender: Contender, logs: Path) -> Iterator[Running]:
         )
         try:
             url = f"http://127.0.0.1:{port}"
-            while not _answers(url, contender.model):
-                if process.poll() is not None or time.monotonic() - started > START_SECONDS:
-                    raise StartError(f"{contender.name} did not start; its output is in {log}")
-                time.sleep(POLL_SECONDS)
-            yield Running(contender, url, process.pid, time.monotonic() - started)
+
+            def wait_for(answer: Callable[[], bool]) -> float:
+                while not answer():
+                    if process.poll() is not None or time.monotonic() - started > START_SECONDS:
+                        raise StartError(f"{contender.name} did not start; its output is in {log}")
+                    time.sleep(POLL_SECONDS)
+                return time.monotonic() - started
+
+            ready = wait_for(lambda: _is_ready(url + contender.ready_path))
+            first_token = wait_for(lambda: _answers(url, contender.model))
+            yield Running(contender, url, process.pid, first_token, ready)
         finally:
             _stop(process)
 
@@ -77,6 +92,14 @@ def running(contender: Contender, logs: Path) -> Iterator[Running]:
 def end_on_terminate() -> None:
     """Make SIGTERM leave this program as an exception does, so that servers are stopped."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=ATTEMPT_SECONDS):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
 
 
 def _answers(url: str, model: str) -> bool:

@@ -1,8 +1,8 @@
-"""The shortest time that a workload can take on a machine: what it must compute and what it must read.
+"""The shortest time that a workload can take on a machine: what it must read and what it must multiply.
 
-Prompts cost their multiplications at the machine's peak. Decoding takes at least as many steps as the
-longest answer, or as all answers through as many places as are open at once; each step reads all
-weights, and each token its own keys and values. A server cannot be faster without computing less.
+The bound holds for any server that computes with these weights: it may read and multiply at the same
+time, and it may prefill one prompt in the steps that decode others. One request alone can do neither
+across its own phases, since its first token comes before its second. docs/benchmarking.md has the formula.
 """
 
 from __future__ import annotations
@@ -12,19 +12,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-BYTES_PER_WEIGHT = {"bf16": 2.0, "int8": 1.0, "Q4_1": 0.625, "int4": 0.5625}
+BYTES_PER_WEIGHT = {
+    "bf16": (2.0, 2.0),
+    "int8": (1.0, 1.0),
+    "int4": (0.5625, 1.0),
+    "Q8_0": (1.0625, 1.0625),
+    "Q4_0": (0.5625, 1.0625),
+    "Q4_1": (0.625, 1.0625),
+}
+"""Of a weight in the layers, and of one in the output head, with the scales that it shares."""
+
 _CACHE_BYTES = 2
 
 
 class Machine(NamedTuple):
-    """What all cores reach together: bytes read a second, and bfloat16 operations a second."""
+    """What all cores reach together: bytes read a second, and operations a second in both number formats."""
 
     read_bytes: float
     operations: float
+    int8_operations: float
+
+    def fastest(self, precision: str) -> float:
+        """Operations a second for weights of that precision: quantized ones may be multiplied as integers."""
+        return self.operations if precision == "bf16" else max(self.operations, self.int8_operations)
 
 
 class ModelSize(NamedTuple):
-    """The sizes of a dense decoder that the floor depends on."""
+    """The sizes of a dense decoder that the bound depends on."""
 
     layers: int
     hidden: int
@@ -55,6 +69,11 @@ class ModelSize(NamedTuple):
         """Weights that one step reads: the layers and the output head."""
         return self.layer_weights + self.hidden * self.vocabulary
 
+    def weight_bytes(self, precision: str) -> float:
+        """What one step reads of them."""
+        layers, head = BYTES_PER_WEIGHT[precision]
+        return self.layer_weights * layers + self.hidden * self.vocabulary * head
+
     @property
     def cache_bytes_per_token(self) -> int:
         """Keys and values of one token."""
@@ -68,29 +87,51 @@ class Size(NamedTuple):
     shared: int
     output: int
 
+    @property
+    def steps(self) -> int:
+        """Decode steps: the first token of an answer comes out of the prefill."""
+        return self.output - 1
+
 
 def floor_seconds(
     machine: Machine, model: ModelSize, precision: str, requests: Sequence[Size], at_once: int
 ) -> float:
     """The least time for `requests` with at most `at_once` open."""
-    shared = max((size.shared for size in requests), default=0)
-    computed = shared + sum(size.prompt - size.shared for size in requests)
-    prefill = 2 * model.layer_weights * computed + sum(_attention(model, size) for size in requests)
-    # The first token of an answer comes out of the prefill.
-    decoded = sum(size.output - 1 for size in requests)
-    steps = max(max((size.output - 1 for size in requests), default=0), -(-decoded // at_once))
-    cached = sum(_cached_tokens_read(size) for size in requests)
-    read = steps * model.weights * BYTES_PER_WEIGHT[precision] + cached * model.cache_bytes_per_token
-    multiplied = 2 * model.weights * decoded
-    return prefill / machine.operations + max(read / machine.read_bytes, multiplied / machine.operations)
+    if not requests:
+        return 0.0
+    weight_bytes = model.weight_bytes(precision)
+    operations = machine.fastest(precision)
+
+    def alone(size: Size) -> float:
+        """Its prefill, at least one reading of the weights, and then its steps one by one."""
+        read = size.steps * weight_bytes + _own_cache_bytes(model, size)
+        multiplied = 2 * model.weights * size.steps
+        prefill = max(_prefill_operations(model, size) / operations, weight_bytes / machine.read_bytes)
+        return prefill + max(read / machine.read_bytes, multiplied / operations)
+
+    alone_seconds = [alone(size) for size in requests]
+    if at_once == 1:
+        return sum(alone_seconds)
+    decoded = sum(size.steps for size in requests)
+    steps = max(*(size.steps for size in requests), -(-decoded // at_once))
+    # A prefix is computed once, and its keys and values are read once in a step for all that share it.
+    shared = max(size.shared for size in requests)
+    read = steps * (weight_bytes + shared * model.cache_bytes_per_token)
+    read += sum(_own_cache_bytes(model, size) for size in requests)
+    multiplied = 2 * (model.layer_weights * shared + model.weights * decoded)
+    multiplied += sum(_prefill_operations(model, size) for size in requests)
+    return max(read / machine.read_bytes, multiplied / operations, *alone_seconds)
 
 
-def _attention(model: ModelSize, size: Size) -> int:
-    """Operations of causal attention over the part of the prompt that is not shared."""
+def _prefill_operations(model: ModelSize, size: Size) -> int:
+    """Of the part of the prompt that is not shared: products, causal attention, and the head once."""
     pairs = (size.prompt**2 - size.shared**2) // 2
-    return 4 * model.layers * model.query_heads * model.head_dim * pairs
+    attention = 4 * model.layers * model.query_heads * model.head_dim * pairs
+    head = 2 * model.hidden * model.vocabulary
+    return 2 * model.layer_weights * (size.prompt - size.shared) + attention + head
 
 
-def _cached_tokens_read(size: Size) -> int:
-    steps = size.output - 1
-    return steps * size.prompt + steps * (steps + 1) // 2
+def _own_cache_bytes(model: ModelSize, size: Size) -> int:
+    """Keys and values that its steps read, without the shared ones."""
+    tokens = size.steps * (size.prompt - size.shared) + size.steps * (size.steps + 1) // 2
+    return tokens * model.cache_bytes_per_token
