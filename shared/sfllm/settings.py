@@ -113,6 +113,10 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
         Literal["auto", "float32", "bfloat16", "float16"],
         Meta(description="number format of weights and cache; auto is bfloat16 where it is fast"),
     ] = "auto"
+    quantization: Annotated[
+        Literal["none", "int8", "int4"],
+        Meta(description="bits of weights, on CPUs; GGUF weights that have few bits already keep theirs"),
+    ] = "none"
     load_format: Annotated[
         Literal["auto", "dummy"], Meta(description="dummy: random weights of the model's shape")
     ] = "auto"

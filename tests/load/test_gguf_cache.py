@@ -50,7 +50,7 @@ def test_another_version_of_the_converter_does_not_use_it(
 ) -> None:
     made: list[Path] = []
     monkeypatch.setattr(gguf_cache, "CONVERTER_VERSION", 999)
-    monkeypatch.setattr(gguf_cache, "_convert_into", lambda path, dtype, target: made.append(target))
+    monkeypatch.setattr(gguf_cache, "_convert_into", lambda path, dtype, target, bits: made.append(target))
     assert converted(tiny_gguf, torch.bfloat16, directory.parents[1]) == made[0] != directory
 
 
@@ -104,7 +104,7 @@ def test_what_a_killed_conversion_left_behind_is_removed(tiny_gguf: Path, tmp_pa
     abandoned = tmp_path / "models" / ".name.tmp-abc"
     abandoned.mkdir(parents=True)
     (abandoned / "model.safetensors").write_bytes(b"half")
-    gguf_cache._convert_into(tiny_gguf, torch.bfloat16, target)
+    gguf_cache._convert_into(tiny_gguf, torch.bfloat16, target, None)
     assert target.is_dir()
     assert not abandoned.exists()
 

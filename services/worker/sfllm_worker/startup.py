@@ -47,7 +47,13 @@ def build(settings: WorkerSettings) -> Parts:
     engine = _timed(phases, "cache", lambda: build_engine(settings, model, device))
     token_seconds = _timed(phases, "warm_up", lambda: warm_up(engine))
     card = make_card(settings, model, engine)
-    _log.info("model loaded", device=str(device), dtype=str(model.dtype).removeprefix("torch."))
+    _log.info(
+        "model loaded",
+        device=str(device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        quantization=settings.quantization,
+        weight_bytes=model.weight_bytes,
+    )
     step_tokens = engine.planner.limits.max_step_tokens
     return Parts(engine, card, model.assets, step_tokens, token_seconds * step_tokens, phases)
 
@@ -68,6 +74,7 @@ def _load(settings: WorkerSettings, device: torch.device) -> LoadedModel:
         device=device,
         load_format=settings.load_format,
         context_length=settings.max_context_length,
+        quantization=settings.quantization,
     )
 
 

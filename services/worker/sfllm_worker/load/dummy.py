@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfllm_worker.load.assets import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, model_assets, read_json
 from sfllm_worker.model.errors import ModelLoadError
+from sfllm_worker.quant.weight import QuantizedWeight
 
 _QWEN3_0_6B = {
     "architectures": ["Qwen3ForCausalLM"],
@@ -90,6 +91,10 @@ class DummySource:
         size = torch.Size(shape).numel()
         start, self._offset = self._offset, (self._offset + size) % _POOL_SIZE
         return self._pool.repeat(-(-(start + size) // _POOL_SIZE))[start : start + size].view(shape)
+
+    def take_quantized(self, _name: str, _shape: tuple[int, int], /) -> QuantizedWeight | None:
+        """None: random weights are quantized like those of a checkpoint."""
+        return None
 
 
 def dummy_config(path: str) -> dict[str, Any]:

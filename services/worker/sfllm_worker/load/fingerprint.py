@@ -29,13 +29,15 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def directory_fingerprint(directory: Path, dtype: torch.dtype, config: ModelConfig) -> str:
-    """Identity of the model in a directory when run in `dtype`: its configuration and weight files.
+def directory_fingerprint(
+    directory: Path, dtype: torch.dtype, config: ModelConfig, quantization: str = "none"
+) -> str:
+    """Identity of the model in a directory when run in `dtype`: its configuration, files and quantization.
 
     `config` takes part because keys also depend on what was made of the file, such as which of two sets
     of rotary factors is used.
     """
-    digest = hashlib.sha256(repr((dtype, config.ropes)).encode())
+    digest = hashlib.sha256(repr((dtype, config.ropes, quantization)).encode())
     digest.update((directory / "config.json").read_bytes())
     for path in sorted(directory.glob("*.safetensors")):
         digest.update(path.name.encode())

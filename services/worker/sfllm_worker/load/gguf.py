@@ -16,6 +16,7 @@ import torch
 from gguf import GGUFReader, quants
 from torch import Tensor
 
+from sfllm_worker.load.gguf_blocks import FINER_THAN_FOUR_BITS, unpack_blocks
 from sfllm_worker.load.gguf_families import (
     FAMILIES,
     LLAMA3_DIVISORS,
@@ -25,6 +26,9 @@ from sfllm_worker.load.gguf_families import (
     GgufFamily,
 )
 from sfllm_worker.model.errors import ModelLoadError
+from sfllm_worker.quant.policy import bits_of
+from sfllm_worker.quant.quantize import quantize
+from sfllm_worker.quant.weight import QuantizedWeight
 
 
 @dataclass
@@ -86,10 +90,14 @@ class GgufFile:
             config |= self._gemma(config)
         return config
 
-    def tensors(self, config: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    def tensors(
+        self, config: Mapping[str, Any], bits: int | None = None
+    ) -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
         """Every weight as `(Hugging Face name, float32 tensor)`, de-quantized one at a time.
 
-        Raises `ModelLoadError` for tensors that the architecture does not have.
+        With `bits`, the weights that `bits_of` names are quantized. Those that the file has in a form that
+        can be held exactly stay as they are, and no others lose more than they have to: types of five and
+        more bits get eight. Raises `ModelLoadError` for tensors that the architecture does not have.
         """
         heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
         for name, stored in self._tensors.items():
@@ -98,13 +106,24 @@ class GgufFile:
             target = self.family.tensor_name(name)
             if target is None:
                 raise ModelLoadError(f"{self.path}: tensor {name} is not known for {self._prefix}")
-            values = self._values(stored)
+            values = self._weight(stored, bits_of(target, bits, tied=config["tie_word_embeddings"]))
             module = target.split(".")[-2]
             if self.family.permuted and module in heads:
-                values = unpermute(values, heads[module])
-            if self.family.gemma and target.endswith("norm.weight"):
+                values = unpermute_weight(values, heads[module])
+            if self.family.gemma and target.endswith("norm.weight") and isinstance(values, Tensor):
                 values -= 1
             yield target, values
+
+    def _weight(self, stored: Any, bits: int | None) -> Tensor | QuantizedWeight:
+        if bits is None:
+            return self._values(stored)
+        exact = unpack_blocks(stored.data, stored.tensor_type)
+        if exact is not None:
+            return exact
+        try:
+            return quantize(self._values(stored), 8 if stored.tensor_type in FINER_THAN_FOUR_BITS else bits)
+        except ValueError as error:
+            raise ModelLoadError(f"{self.path}: tensor {stored.name} cannot be quantized: {error}") from error
 
     def _values(self, stored: Any) -> Tensor:
         try:
@@ -212,6 +231,13 @@ class GgufFile:
             raise ModelLoadError(f"{self.path}: {self._prefix}.{key} must be a number, not {value!r}")
         # Metadata is float32; the shortest decimal that rounds to it is the number that was meant.
         return float(str(np.float32(value)))
+
+
+def unpermute_weight(weight: Tensor | QuantizedWeight, heads: int) -> Tensor | QuantizedWeight:
+    """`unpermute` for either kind of weight: only rows change places, so that groups of columns stay."""
+    if isinstance(weight, QuantizedWeight):
+        return weight.map_rows(lambda tensor: unpermute(tensor, heads))
+    return unpermute(weight, heads)
 
 
 def unpermute(weight: Tensor, heads: int) -> Tensor:

@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from sfllm_worker.load.assets import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from sfllm_worker.load.fingerprint import file_fingerprint
 from sfllm_worker.load.gguf import GgufFile
 from sfllm_worker.load.gguf_tokenizer import build_tokenizer
-from sfllm_worker.load.safetensors_files import INDEX, SINGLE
+from sfllm_worker.load.safetensors_files import INDEX, SINGLE, stored_parts
 from sfllm_worker.model.errors import ModelLoadError
+from sfllm_worker.quant.policy import BITS
 
 _log = logging.getLogger(__name__)
 
@@ -36,19 +37,20 @@ _LOCK_TIMEOUT_S = 900.0
 _LOCK_POLL_S = 0.1
 
 
-def converted(path: Path, dtype: torch.dtype, cache: Path | None = None) -> Path:
+def converted(path: Path, dtype: torch.dtype, cache: Path | None = None, quantization: str = "none") -> Path:
     """The directory with the converted contents of a `.gguf` file, made now if there is none yet.
 
     It lies in `models` of `cache`, which is the user's cache directory when none is given.
 
-    The directory's name holds the file's fingerprint, the dtype and the converter's version. It appears
-    by one rename, so it is complete if it exists; a lock keeps several workers from converting at once.
+    The directory's name holds the file's fingerprint, the dtype, the converter's version and the
+    `quantization` (a key of `BITS`), if any. It appears by one rename, so it is complete if it exists; a
+    lock keeps several workers from converting at once.
     """
     if not path.is_file():
         raise ModelLoadError(f"{path} does not exist")
     parent = (cache or cache_directory()) / "models"
     name = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)
-    suffix = str(dtype).removeprefix("torch.")
+    suffix = str(dtype).removeprefix("torch.") + (f"-{quantization}" if quantization != "none" else "")
     key = f"{name}-{file_fingerprint(path)[:16]}v{CONVERTER_VERSION}-{suffix}"
     target = parent / key
     if target.is_dir():
@@ -57,7 +59,7 @@ def converted(path: Path, dtype: torch.dtype, cache: Path | None = None) -> Path
         parent.mkdir(parents=True, exist_ok=True)
         with _locked(parent / f".{key}.lock"):
             if not target.is_dir():
-                _convert_into(path, dtype, target)
+                _convert_into(path, dtype, target, BITS[quantization])
     except (OSError, SafetensorError) as error:
         raise ModelLoadError(f"cannot write the converted model to {target}: {error}") from error
     return target
@@ -81,7 +83,7 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _convert_into(path: Path, dtype: torch.dtype, target: Path) -> None:
+def _convert_into(path: Path, dtype: torch.dtype, target: Path, bits: int | None) -> None:
     """Write a directory beside `target` and rename it. The caller holds the lock of `target`."""
     for abandoned in target.parent.glob(f".{target.name}.tmp-*"):  # of a process that was killed
         shutil.rmtree(abandoned, ignore_errors=True)
@@ -89,7 +91,7 @@ def _convert_into(path: Path, dtype: torch.dtype, target: Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.tmp-", dir=target.parent))
     try:
         temporary.chmod(0o755)
-        write_directory(GgufFile(path), dtype, temporary)
+        write_directory(GgufFile(path), dtype, temporary, bits=bits)
         temporary.rename(target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -98,9 +100,16 @@ def _convert_into(path: Path, dtype: torch.dtype, target: Path) -> None:
 
 
 def write_directory(
-    file: GgufFile, dtype: torch.dtype, directory: Path, shard_bytes: int = _SHARD_BYTES
+    file: GgufFile,
+    dtype: torch.dtype,
+    directory: Path,
+    shard_bytes: int = _SHARD_BYTES,
+    bits: int | None = None,
 ) -> None:
-    """Write a GGUF file's model as a Hugging Face directory with weights in `dtype`."""
+    """Write a GGUF file's model as a Hugging Face directory with weights in `dtype`.
+
+    With `bits`, weights of products are quantized, in the parts that `SafetensorsSource` puts together.
+    """
     config = file.config()
     tokenizer = build_tokenizer(file.metadata)
     _write_json(directory / "config.json", {**config, "dtype": str(dtype).removeprefix("torch.")})
@@ -112,12 +121,20 @@ def write_directory(
     _write_json(directory / TOKENIZER_CONFIG, names)
     if tokenizer.chat_template is not None:
         (directory / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
-    _write_weights(
-        ((name, t.to(dtype).contiguous()) for name, t in file.tensors(config)), directory, shard_bytes
-    )
+    _write_weights(_stored_tensors(file, config, dtype, bits), directory, shard_bytes)
 
 
-def _write_weights(tensors: Iterable[tuple[str, Tensor]], directory: Path, shard_bytes: int) -> None:
+def _stored_tensors(
+    file: GgufFile, config: Mapping[str, Any], dtype: torch.dtype, bits: int | None
+) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in file.tensors(config, bits):
+        if isinstance(weight, Tensor):
+            yield name, weight.to(dtype).contiguous()
+        else:
+            yield from stored_parts(name, weight)
+
+
+def _write_weights(tensors: Iterator[tuple[str, Tensor]], directory: Path, shard_bytes: int) -> None:
     """Write tensors as they come, in files of about `shard_bytes`, so that memory stays bounded."""
     where: dict[str, str] = {}
     shard: dict[str, Tensor] = {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,13 +15,14 @@ from sfllm_worker.load.dummy import DummySource, dummy_assets, dummy_config
 from sfllm_worker.load.fingerprint import directory_fingerprint
 from sfllm_worker.load.gguf_cache import converted
 from sfllm_worker.load.safetensors_files import SafetensorsSource
-from sfllm_worker.load.weights import build_weights
+from sfllm_worker.load.weights import TensorSource, build_weights
 from sfllm_worker.model.config import ModelConfig
-from sfllm_worker.model.decoder import TextModel
+from sfllm_worker.model.decoder import Decoder, TextModel
 from sfllm_worker.model.errors import ModelLoadError
 from sfllm_worker.model.families import find_family
 from sfllm_worker.model.transformers_model import dummy_transformers_model, load_transformers_model
 from sfllm_worker.native.decoder import make_decoder
+from sfllm_worker.quant.policy import BITS
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +39,7 @@ class LoadedModel:
     name: str
     """The last part of the path it came from."""
     fingerprint: str
-    """Hexadecimal; equal for equal weights in an equal dtype. Separates KV caches and model cards."""
+    """Hexadecimal; equal for equal weights, dtype and quantization. Separates KV caches and model cards."""
     assets: dict[str, bytes]
     """Tokenizer and template files, see `model_assets`."""
     generation: GenerationDefaults
@@ -68,6 +70,30 @@ class LoadedModel:
         return self.config.max_context_length
 
 
+@dataclass(frozen=True)
+class _Use:
+    """How a model is to be run; see `load_model`."""
+
+    dtype: str
+    device: torch.device
+    context_length: int | None
+    quantization: str
+
+    def decoder(self, raw: Mapping[str, object], dtype: torch.dtype, source: TensorSource) -> Decoder:
+        """The built-in decoder with the weights of `source`."""
+        config = ModelConfig.from_hf(raw, self.context_length)
+        weights = build_weights(config, source, dtype, self.device, BITS[self.quantization])
+        return make_decoder(config, weights)
+
+    def refuse_quantization(self, raw: Mapping[str, object]) -> None:
+        """Raise ModelLoadError if a model that runs through transformers is to be quantized."""
+        if self.quantization != "none":
+            raise ModelLoadError(
+                f"quantization {self.quantization} is not supported for {raw.get('architectures')}, "
+                "which runs through transformers"
+            )
+
+
 def load_model(
     path: str | Path,
     *,
@@ -76,29 +102,36 @@ def load_model(
     load_format: str = "auto",
     seed: int = 0,
     context_length: int | None = None,
+    quantization: str = "none",
 ) -> LoadedModel:
     """Load a Hugging Face directory, a `.gguf` file, or random weights (`load_format="dummy"`).
 
     For dummy weights `path` is a directory with a `config.json` or the name of a built-in shape, and
     `seed` chooses the weights. `dtype` is "float32", "bfloat16", "float16" or "auto". `context_length` is
     the longest context that will be served, None for all the model has: models with rotary factors for
-    short and for long contexts use one set, and this chooses it. Architectures that the decoder does not
-    know run through transformers. Raises `ModelLoadError` for anything that is wrong with the model.
+    short and for long contexts use one set, and this chooses it. `quantization` is "none", "int8" or
+    "int4", for CPUs and architectures that the built-in decoder knows; others run through transformers.
+    Raises `ModelLoadError` for anything that is wrong with the model.
     """
     if load_format not in LOAD_FORMATS:
         raise ModelLoadError(f"unknown load format: {load_format} (supported: {', '.join(LOAD_FORMATS)})")
     target = torch.device(device)
+    if quantization not in BITS:
+        raise ModelLoadError(f"unknown quantization: {quantization} (supported: {', '.join(BITS)})")
+    if quantization != "none" and target.type != "cpu":
+        raise ModelLoadError(f"quantization {quantization} is for CPUs, and the model runs on {target.type}")
+    use = _Use(dtype, target, context_length, quantization)
     with torch.inference_mode():
         if load_format == "dummy":
-            return _load_dummy(str(path), dtype, target, seed, context_length)
+            return _load_dummy(str(path), use, seed)
         source = Path(path)
         if source.suffix == ".gguf":
             # GGUF weights are quantized, so no stored dtype can be kept.
             chosen = resolve_dtype(dtype, None, target)
-            directory = converted(source, chosen)
+            directory = converted(source, chosen, quantization=quantization)
             stored = str(chosen).removeprefix("torch.")
-            return _load_directory(directory, source.stem, stored, target, context_length)
-        return _load_directory(source, source.resolve().name, dtype, target, context_length)
+            return _load_directory(directory, source.stem, replace(use, dtype=stored))
+        return _load_directory(source, source.resolve().name, use)
 
 
 def resolve_dtype(name: str, stored: str | None, device: torch.device) -> torch.dtype:
@@ -116,51 +149,46 @@ def resolve_dtype(name: str, stored: str | None, device: torch.device) -> torch.
     return _DTYPES[name]
 
 
-def _load_dummy(
-    path: str, dtype: str, device: torch.device, seed: int, context_length: int | None
-) -> LoadedModel:
+def _load_dummy(path: str, use: _Use, seed: int) -> LoadedModel:
     raw = dummy_config(path)
-    chosen = resolve_dtype(dtype, _stored_dtype(raw), device)
+    chosen = resolve_dtype(use.dtype, _stored_dtype(raw), use.device)
     directory = Path(path)
     decoder: TextModel
     if find_family(raw) is None:
-        decoder = dummy_transformers_model(raw, directory, chosen, device, seed)
+        use.refuse_quantization(raw)
+        decoder = dummy_transformers_model(raw, directory, chosen, use.device, seed)
     else:
-        config = ModelConfig.from_hf(raw, context_length)
-        decoder = make_decoder(
-            config, build_weights(config, DummySource(seed, chosen, device), chosen, device)
-        )
+        decoder = use.decoder(raw, chosen, DummySource(seed, chosen, use.device))
+    identity = repr((decoder.config, seed, chosen, use.quantization))
     generation = generation_defaults(directory) if directory.is_dir() else GenerationDefaults()
     return LoadedModel(
         config=decoder.config,
         decoder=decoder,
         name=directory.name,
-        fingerprint=hashlib.sha256(repr((decoder.config, seed, chosen)).encode()).hexdigest()[:32],
+        fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:32],
         assets=dummy_assets(path, decoder.config.vocab_size),
         generation=generation,
     )
 
 
-def _load_directory(
-    directory: Path, name: str, dtype: str, device: torch.device, context_length: int | None
-) -> LoadedModel:
+def _load_directory(directory: Path, name: str, use: _Use) -> LoadedModel:
     if not directory.is_dir():
         raise ModelLoadError(f"{directory} is not a directory")
     raw = read_json(directory / "config.json")
-    chosen = resolve_dtype(dtype, _stored_dtype(raw), device)
+    chosen = resolve_dtype(use.dtype, _stored_dtype(raw), use.device)
     decoder: TextModel
     if find_family(raw) is None:
-        decoder = load_transformers_model(raw, directory, chosen, device)
+        use.refuse_quantization(raw)
+        decoder = load_transformers_model(raw, directory, chosen, use.device)
     else:
-        config = ModelConfig.from_hf(raw, context_length)
         source = SafetensorsSource(directory)
-        decoder = make_decoder(config, build_weights(config, source, chosen, device))
-        _warn_unexpected(config, source)
+        decoder = use.decoder(raw, chosen, source)
+        _warn_unexpected(decoder.config, source)
     return LoadedModel(
         config=decoder.config,
         decoder=decoder,
         name=name,
-        fingerprint=directory_fingerprint(directory, chosen, decoder.config),
+        fingerprint=directory_fingerprint(directory, chosen, decoder.config, use.quantization),
         assets=model_assets(directory),
         generation=generation_defaults(directory),
     )

@@ -1,7 +1,11 @@
-"""Reads safetensors checkpoints: one file, or several with an index."""
+"""Reads safetensors checkpoints: one file, or several with an index.
+
+A quantized weight of our own conversion is stored as tensors named after it: values, scales and offsets.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +14,20 @@ from torch import Tensor
 
 from sfllm_worker.load.assets import read_json
 from sfllm_worker.model.errors import ModelLoadError
+from sfllm_worker.quant.weight import GROUP, QuantizedWeight
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+_VALUES, _SCALES, _OFFSETS = ".values", ".scales", ".offsets"
+
+
+def stored_parts(name: str, weight: QuantizedWeight) -> Iterator[tuple[str, Tensor]]:
+    """The names and tensors under which a quantized weight is stored."""
+    yield name + _VALUES, weight.values.contiguous()
+    yield name + _SCALES, weight.scales.contiguous()
+    if weight.offsets is not None:
+        yield name + _OFFSETS, weight.offsets.contiguous()
 
 
 class SafetensorsSource:
@@ -38,6 +53,17 @@ class SafetensorsSource:
             )
         self._untaken.discard(name)
         return tensor
+
+    def take_quantized(self, name: str, shape: tuple[int, int], /) -> QuantizedWeight | None:
+        """The weight of that name if it is stored quantized, else None. Raises as `take` does."""
+        if name + _VALUES not in self._where:
+            return None
+        groups = (shape[0], -(-shape[1] // GROUP))
+        return QuantizedWeight(
+            self.take(name + _VALUES, shape),
+            self.take(name + _SCALES, groups),
+            self.take(name + _OFFSETS, groups) if name + _OFFSETS in self._where else None,
+        )
 
     def untaken(self) -> list[str]:
         """Names that nobody asked for, sorted."""

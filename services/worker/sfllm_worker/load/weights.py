@@ -11,7 +11,12 @@ from torch import Tensor
 
 from sfllm_worker.model.config import ModelConfig
 from sfllm_worker.model.decoder import DecoderWeights, LayerWeights
+from sfllm_worker.model.errors import ModelLoadError
 from sfllm_worker.model.layers import Linear, make_linear
+from sfllm_worker.quant.linear import QuantizedEmbedding, QuantizedLinear
+from sfllm_worker.quant.policy import EMBEDDING, bits_of
+from sfllm_worker.quant.quantize import quantize
+from sfllm_worker.quant.weight import QuantizedWeight, stack
 
 
 class TensorSource(Protocol):
@@ -24,12 +29,19 @@ class TensorSource(Protocol):
         """
         ...
 
+    def take_quantized(self, name: str, shape: tuple[int, int], /) -> QuantizedWeight | None:
+        """The weight of that name if it is stored quantized, else None. Raises as `take` does."""
+        ...
+
 
 @dataclass(frozen=True)
 class _Builder:
     source: TensorSource
     dtype: torch.dtype
     device: torch.device
+    tied: bool
+    bits: int | None
+    """Of the layers' weights; None leaves all weights as floats."""
 
     def vector(self, name: str, size: int) -> Tensor:
         return self.matrix(name, (size,))
@@ -44,33 +56,64 @@ class _Builder:
             return self.vector(name, size)
         return self.source.take(name, (size,)).to(self.device, torch.float32) + 1
 
+    def quantized(self, name: str, shape: tuple[int, int]) -> QuantizedWeight | None:
+        """The weight of that name if it is to be quantized, else None."""
+        bits = bits_of(name, self.bits, tied=self.tied)
+        if bits is None:
+            return None
+        stored = self.source.take_quantized(name, shape)
+        if stored is not None:
+            return stored
+        try:
+            return quantize(self.source.take(name, shape), bits)
+        except ValueError as error:
+            raise ModelLoadError(f"tensor {name} cannot be quantized: {error}") from error
+
     def linear(self, names: Sequence[str], out_sizes: Sequence[int], in_size: int, *, bias: bool) -> Linear:
         """One linear layer from several stored ones, stacked along their outputs."""
-        total = sum(out_sizes)
-        weight = torch.empty(total, in_size, dtype=self.dtype, device=self.device)
-        stacked_bias = torch.empty(total, dtype=self.dtype, device=self.device) if bias else None
-        start = 0
-        for name, size in zip(names, out_sizes, strict=True):
-            weight[start : start + size] = self.source.take(f"{name}.weight", (size, in_size))
-            if stacked_bias is not None:
-                stacked_bias[start : start + size] = self.source.take(f"{name}.bias", (size,))
-            start += size
+        stacked_bias = torch.empty(sum(out_sizes), dtype=self.dtype, device=self.device) if bias else None
+        if stacked_bias is not None:
+            for name, part in zip(names, torch.split(stacked_bias, list(out_sizes)), strict=True):
+                part.copy_(self.source.take(f"{name}.bias", tuple(part.shape)))
+        shapes = [(size, in_size) for size in out_sizes]
+        parts = [self.quantized(f"{name}.weight", shape) for name, shape in zip(names, shapes, strict=True)]
+        if all(part is not None for part in parts):
+            quantized = stack([part for part in parts if part is not None])
+            return QuantizedLinear(quantized, stacked_bias, self.dtype)
+        weight = torch.empty(sum(out_sizes), in_size, dtype=self.dtype, device=self.device)
+        for name, part in zip(names, torch.split(weight, list(out_sizes)), strict=True):
+            part.copy_(self.source.take(f"{name}.weight", (len(part), in_size)))
         return make_linear(weight, stacked_bias)
 
 
 def build_weights(
-    config: ModelConfig, source: TensorSource, dtype: torch.dtype, device: torch.device
+    config: ModelConfig,
+    source: TensorSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    bits: int | None = None,
 ) -> DecoderWeights:
-    """Copy all weights of a model into `dtype` on `device`, fused as the decoder wants them."""
-    builder = _Builder(source, dtype, device)
-    embedding = builder.matrix("model.embed_tokens.weight", (config.vocab_size, config.hidden_size))
+    """Copy all weights of a model into `dtype` on `device`, fused as the decoder wants them.
+
+    With `bits`, those that `bits_of` names are quantized instead.
+    """
+    builder = _Builder(source, dtype, device, config.tie_word_embeddings, bits)
+    embedding, tied_head = _embedding(config, builder)
     layers = tuple(_layer(config, builder, f"model.layers.{i}") for i in range(config.num_layers))
-    if config.tie_word_embeddings:
-        head = make_linear(embedding)
-    else:
-        head = builder.linear(["lm_head"], [config.vocab_size], config.hidden_size, bias=False)
+    head = tied_head or builder.linear(["lm_head"], [config.vocab_size], config.hidden_size, bias=False)
     final_norm = builder.norm("model.norm.weight", config.hidden_size, unit_offset=config.unit_offset_norms)
     return DecoderWeights(embedding, layers, final_norm, head)
+
+
+def _embedding(config: ModelConfig, builder: _Builder) -> tuple[Tensor | QuantizedEmbedding, Linear | None]:
+    """The embedding, and the head when that is the same weight."""
+    shape = (config.vocab_size, config.hidden_size)
+    quantized = builder.quantized(EMBEDDING, shape)
+    if quantized is not None:
+        embedding = QuantizedEmbedding(quantized, builder.dtype)
+        return embedding, QuantizedLinear(quantized, None, builder.dtype)
+    dense = builder.matrix(EMBEDDING, shape)
+    return dense, make_linear(dense) if config.tie_word_embeddings else None
 
 
 def _layer(config: ModelConfig, builder: _Builder, prefix: str) -> LayerWeights:

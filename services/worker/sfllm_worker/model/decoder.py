@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from torch import Tensor
 
 from sfllm_worker.kv.cache import KVCache, KVLayer
@@ -19,8 +18,9 @@ from sfllm_worker.model.attention import (
     TorchAttention,
 )
 from sfllm_worker.model.config import ModelConfig
-from sfllm_worker.model.layers import ACTIVATIONS, Linear, rms_norm, soft_cap
+from sfllm_worker.model.layers import ACTIVATIONS, Linear, embed, rms_norm, soft_cap
 from sfllm_worker.model.rope import Rotary, apply_rotation
+from sfllm_worker.quant.linear import QuantizedEmbedding
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """All weights of a model, on one device and in one dtype."""
+    """All weights of a model, on one device, in one dtype or quantized for activations of one dtype."""
 
-    embedding: Tensor
+    embedding: Tensor | QuantizedEmbedding
     """`[vocab_size, hidden_size]`."""
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor
@@ -143,7 +143,7 @@ class Decoder:
         """
         step = self.attention.begin(batch)
         rotations = [rotary.rotation(positions, self.dtype) for rotary in self._rotaries]
-        hidden = F.embedding(token_ids, self.weights.embedding)
+        hidden = embed(token_ids, self.weights.embedding)
         if self._embedding_scale is not None:
             hidden *= self._embedding_scale
         eps = self.config.rms_norm_eps

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from torch import Tensor
 
+from sfllm_worker.quant.linear import QuantizedEmbedding
+
 
 class Linear(Protocol):
     """A matrix product with fixed weights. Quantized and prepacked kinds implement the same call."""
@@ -41,8 +43,15 @@ class DenseLinear:
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
-    """The linear layer that suits a weight and its device; the one place where a kind is chosen."""
+    """The linear layer that suits a weight of floats and its device; the one place where it is chosen."""
     return DenseLinear(weight, bias)
+
+
+def embed(token_ids: Tensor, embedding: Tensor | QuantizedEmbedding) -> Tensor:
+    """The rows of `[vocab_size, hidden_size]` of the given tokens, int64 `[n]`."""
+    if isinstance(embedding, QuantizedEmbedding):
+        return embedding(token_ids)
+    return F.embedding(token_ids, embedding)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

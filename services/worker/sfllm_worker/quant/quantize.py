@@ -52,9 +52,12 @@ def quantize(weight: Tensor, bits: int) -> QuantizedWeight:
 
 
 def _eight_bits(groups: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    scales = (groups.abs().amax(-1, keepdim=True) / 127).to(torch.float16)
-    values = (groups * _inverse(scales)).round_().clamp_(-128, 127)
-    return values.to(torch.int8), scales, None
+    largest = groups.abs().amax(-1, keepdim=True)
+    scales = (largest / 127).to(torch.float16)
+    # Rounded up where the largest value would be clipped: the next number is that of the next bits.
+    short = scales.float() * 127 < largest
+    scales = (scales.view(torch.int16) + short.to(torch.int16)).view(torch.float16)
+    return (groups * _inverse(scales)).round_().to(torch.int8), scales, None
 
 
 def _four_bits(groups: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
