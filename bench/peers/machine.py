@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from bench.peers.roofline import Machine
 
-SIZE = 3072
-READ_BYTES = 2**29  # far more than any cache holds
-ATTEMPTS = 7
+SIZES = (1024, 2048, 3072)  # of square matrices; where products are fastest depends on the caches
+READ_BYTES = 2**31  # far more than any cache holds
+ATTEMPTS = 15
 
 
 def measured() -> Machine:
@@ -25,14 +25,18 @@ def measured() -> Machine:
 def _measure() -> Machine:
     import torch  # noqa: PLC0415 # only in the process that measures
 
-    bf16 = [torch.randn(SIZE, SIZE).to(torch.bfloat16) for _ in range(2)]
-    int8 = [torch.randint(-127, 127, (SIZE, SIZE), dtype=torch.int8) for _ in range(2)]
+    def fastest(product: Callable[[torch.Tensor, torch.Tensor], object], dtype: torch.dtype) -> float:
+        def rate(size: int) -> float:
+            a, b = (torch.randint(-8, 8, (size, size)).to(dtype) for _ in range(2))
+            return 2 * size**3 / _best(lambda: product(a, b))
+
+        return max(map(rate, SIZES))
+
     values = torch.ones(READ_BYTES // 4, dtype=torch.float32)
-    products = 2 * SIZE**3
     return Machine(
         read_bytes=READ_BYTES / _best(values.sum),
-        operations=products / _best(lambda: torch.mm(*bf16)),
-        int8_operations=products / _best(lambda: torch._int_mm(*int8)),
+        operations=fastest(torch.mm, torch.bfloat16),
+        int8_operations=fastest(torch._int_mm, torch.int8),
     )
 
 

@@ -17,7 +17,7 @@ _PEERS = ("#1f4e79", "#2e75b6", "#7fb2e5", "#a9cdf0", "#5f6b7a", "#9aa5b1", "#c7
 
 
 def draw(rows: Sequence[Row]) -> bytes:
-    """A PNG: output tokens a second relative to the best peer, then the medians of TTFT and ITL."""
+    """A PNG: output tokens a second relative to the best peer, then TTFT and ITL, medians and p99."""
     workloads = list(dict.fromkeys(each.workload for each in rows))
     servers = list(dict.fromkeys(each.server for each in rows))
     figure = Figure(figsize=(12, 9.5), layout="constrained")
@@ -29,11 +29,11 @@ def draw(rows: Sequence[Row]) -> bytes:
     top.set_ylabel("output tokens/s\nrelative to the best peer")
     if top.containers:
         top.legend(ncols=min(len(servers), 5), fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    for axes, name, label in zip(below, ("ttft_p50", "itl_p50"), ("TTFT", "ITL"), strict=True):
-        _bars(axes, rows, workloads, servers, name, dict.fromkeys(workloads, 1.0))
+    for axes, name in zip(below, ("ttft", "itl"), strict=True):
+        _bars(axes, rows, workloads, servers, f"{name}_p50", dict.fromkeys(workloads, 1.0), f"{name}_p99")
         if axes.containers:
             axes.set_yscale("log")
-        axes.set_ylabel(f"{label} ms, median\n(log scale, less is better)")
+        axes.set_ylabel(f"{name.upper()} ms, log scale\nbar: median, line: p99")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     return picture.getvalue()
@@ -46,8 +46,12 @@ def _bars(
     servers: Sequence[str],
     name: str,
     units: dict[str, float],
+    line: str = "",
 ) -> None:
-    """A group of bars for each workload, as high as the values in the workload's unit, labelled with them."""
+    """A group of bars for each workload, as high as the values in the workload's unit, labelled with them.
+
+    A second value is a line across the bar's place.
+    """
     colours = _colours(rows, servers)
     width = _GROUP / max(1, len(servers))
     for each in rows:
@@ -58,12 +62,23 @@ def _bars(
         x = workloads.index(each.workload) - _GROUP / 2 + (place + 0.5) * width
         label = each.server if each.workload == _first_workload(rows, each.server) else None
         axes.bar(x, value / unit, width * 0.92, color=colours[each.server], label=label)
-        text = f"{value:.0f}" if value >= 10 else f"{value:.1f}"
-        axes.annotate(text, (x, value / unit), (0, 2), textcoords="offset points", ha="center", fontsize=6.5)
+        top = value / unit
+        if line:
+            top = max(top, getattr(each, line) / unit)
+            axes.plot(x, getattr(each, line) / unit, marker="_", markersize=8, color="black")
+        above = (x, top), (0, 2)
+        axes.annotate(_short(value), *above, textcoords="offset points", ha="center", fontsize=6.5)
     axes.set_xticks(range(len(workloads)), workloads)
+    axes.set_xlim(-0.5, max(0.5, len(workloads) - 0.5))
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.margins(y=0.12)
+
+
+def _short(value: float) -> str:
+    if value >= 1000:
+        return f"{value / 1000:.1f}k"
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def _colours(rows: Sequence[Row], servers: Sequence[str]) -> dict[str, str]:

@@ -68,9 +68,10 @@ def seed_workloads(quick: bool) -> list[Workload]:
             f"{users}/{requests}",
             "seed",
             f"{requests} requests, {users} at once, 16..512 in, 128 out",
-            _mixed(users, requests, quick),
+            # Prompts of their own: those of W1 and W2 may still be in a prefix cache.
+            replace(_mixed(users, requests, quick), seed=number),
         )
-        for users, requests in _SEED_LOADS
+        for number, (users, requests) in enumerate(_SEED_LOADS, start=1)
     ]
 
 

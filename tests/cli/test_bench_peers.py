@@ -24,17 +24,25 @@ from bench.peers.roofline import Machine, ModelSize, Size, floor_seconds
 from bench.peers.shortening import done_after, why_not
 from bench.peers.starts import Start, start_of, started
 from bench.peers.tables import main_table, pair_table, ratios, report, services_table
-from bench.peers.workloads import GROUPS, PACED, SATURATED
+from bench.peers.workloads import (
+    GROUPS,
+    PACED,
+    SATURATED,
+    closed_workloads,
+    paced_workload,
+    seed_workloads,
+)
 from bench.peers.writing import Written
 from hypothesis import given
 from hypothesis import strategies as st
 from openai_server import OpenAIServer
 from openai_server import running as serving
 
+from sfllm_cli.bench.command import read_trace
 from sfllm_cli.bench.cpu import CpuUse
 from sfllm_cli.bench.figures import Summary, figures
 from sfllm_cli.bench.rounds import Leg, results
-from sfllm_cli.bench.workload import Point
+from sfllm_cli.bench.workload import Point, bodies, points, shapes
 
 SMOLLM2 = ModelSize(30, 576, 9, 3, 64, 1536, 49152)
 MACHINE = Machine(read_bytes=25e9, operations=2.3e12, int8_operations=3.5e12)
@@ -176,6 +184,18 @@ def test_the_loads_of_the_seed_have_a_table_of_their_own() -> None:
 def test_the_services_share_of_a_core_is_that_of_gateway_and_scheduler() -> None:
     rows = [dataclasses.replace(ROWS[3], services_cores=0.081), ROWS[4]]
     assert services_table(rows).splitlines()[2:] == ["| W2 | sfllm | 8.1% of one core |"]
+
+
+def test_no_workload_sends_prompts_that_a_cache_may_know_from_another_one() -> None:
+    seen: set[bytes] = set()
+    workloads = [*closed_workloads(False), paced_workload(False, 1.0), *seed_workloads(False)]
+    for workload in workloads:
+        settings, point = workload.settings, points(workload.settings)[0]
+        sizes = shapes(settings, point, settings.requests, read_trace(settings))
+        for body in bodies(settings, "m", sizes, token_ids=True, salt=f"round 1 0 {point.label}"):
+            prompt = json.loads(body)["prompt"]
+            seen.add(json.dumps(prompt[settings.prefix_tokens :][:8]).encode())
+    assert len(seen) == sum(workload.settings.requests for workload in workloads)
 
 
 def leg(server: str, rate: float, number: int = 1, parts: tuple[tuple[str, float], ...] = ()) -> Leg:
