@@ -42,7 +42,7 @@ def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     library = ctypes.CDLL(str(target))
     library.panel_bytes.restype, library.panel_bytes.argtypes = c_int64, [c_int64, c_int64]
     for name in DTYPES.values():
-        getattr(library, f"unpack_{name}").argtypes = [c_int64, c_void_p, c_int64, c_void_p]
+        getattr(library, f"unpack_{name}").argtypes = [c_int64, c_void_p, *[c_int64] * 3, c_void_p]
         getattr(library, f"row_{name}").argtypes = [c_int64, c_void_p, c_int64, c_int64, c_void_p]
     return library
 
@@ -61,17 +61,24 @@ def random_weight(kind: str, rows: int, columns: int, seed: int = 0) -> Quantize
     return QuantizedWeight(values, halves(), halves() if "offset" in kind else None)
 
 
-def unpacked(library: ctypes.CDLL, panels: QuantizedPanels, columns: int, dtype: torch.dtype) -> Tensor:
-    """`[padded rows, columns]` from what the kernel writes, which is `[words][32]` for each panel."""
-    per_word = 4 // dtype.itemsize
-    words = -(-columns // per_word)
+def unpacked(
+    library: ctypes.CDLL, panels: QuantizedPanels, columns: int, dtype: torch.dtype, groups_each: int = 99
+) -> Tensor:
+    """`[padded rows, columns]` from what the kernel writes: `[words][32]` of so many groups at a time."""
+    groups = -(-columns // GROUP)
     rows = []
     for panel in panels.data:
         assert panel.nbytes == library.panel_bytes(panels.kind, columns)
-        out = torch.full((words * PANEL + 1,), 0x7FC07FC0, dtype=torch.int32)
-        getattr(library, f"unpack_{DTYPES[dtype]}")(panels.kind, panel.data_ptr(), columns, out.data_ptr())
-        assert out[-1] == 0x7FC07FC0  # nothing is written behind the panel
-        rows.append(out[:-1].view(words, PANEL).T.flatten().view(dtype).view(PANEL, -1))
+        parts = []
+        for first in range(0, groups, groups_each):
+            last = min(first + groups_each, groups)
+            words = -(-(min(last * GROUP, columns) - first * GROUP) * dtype.itemsize // 4)
+            out = torch.full((words * PANEL + 1,), 0x7FC07FC0, dtype=torch.int32)
+            unpack = getattr(library, f"unpack_{DTYPES[dtype]}")
+            unpack(panels.kind, panel.data_ptr(), columns, first, last, out.data_ptr())
+            assert out[-1] == 0x7FC07FC0  # nothing is written behind the words
+            parts.append(out[:-1].view(words, PANEL))
+        rows.append(torch.cat(parts).T.flatten().view(dtype).view(PANEL, -1))
     everything = torch.cat(rows)
     assert not everything[:, columns:].any()  # the other half of a last word
     return everything[:, :columns]
@@ -89,6 +96,14 @@ def test_panels_unpack_to_the_last_bit_of_the_rounded_weight(
     ours = unpacked(quantized, pack_panels(weight), columns, dtype)
     assert torch.equal(ours[:rows], weight.dequantize().to(dtype))
     assert not ours[rows:].any()
+
+
+@pytest.mark.parametrize("groups_each", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_panel_unpacks_alike_in_parts(quantized: ctypes.CDLL, kind: str, groups_each: int) -> None:
+    weight = random_weight(kind, 32, 5 * GROUP + 9)
+    ours = unpacked(quantized, pack_panels(weight), 5 * GROUP + 9, torch.bfloat16, groups_each)
+    assert torch.equal(ours, weight.dequantize().bfloat16())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sfllm_worker.quant.linear import QuantizedEmbedding, QuantizedLinear
+from sfllm_worker.quant.panels import pack_panels, unpack_panels
 from sfllm_worker.quant.quantize import quantize
 from sfllm_worker.quant.weight import GROUP, QuantizedWeight, stack
 
@@ -127,3 +128,13 @@ def test_an_embedding_gives_rows_of_its_weight(kind: str) -> None:
     weight, ids = of_kind(kind), torch.tensor([4, 0, 4, 1])
     rows = QuantizedEmbedding(weight, torch.bfloat16)(ids)
     assert torch.equal(rows, weight.dequantize().to(torch.bfloat16)[ids])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("rows", "columns", "unit"), [(5, 70, 5), (64, 64, 32), (80, 96, 40), (1, 1, 1)])
+def test_panels_hold_every_value(kind: str, rows: int, columns: int, unit: int) -> None:
+    weight = of_kind(kind, rows, columns)
+    panels = pack_panels(weight, unit)
+    unpacked = unpack_panels(panels, columns).dequantize().view(rows // unit, -1, columns)
+    assert torch.equal(unpacked[:, :unit].reshape(rows, columns), weight.dequantize())
+    assert not unpacked[:, unit:].any()

@@ -12,7 +12,7 @@ from torch import Tensor
 from sfllm_worker.model.config import ModelConfig
 from sfllm_worker.model.decoder import DecoderWeights, LayerWeights
 from sfllm_worker.model.errors import ModelLoadError
-from sfllm_worker.model.layers import Linear, make_linear
+from sfllm_worker.model.layers import Embedding, Linear, make_linear
 from sfllm_worker.quant.linear import QuantizedEmbedding, QuantizedLinear
 from sfllm_worker.quant.policy import EMBEDDING, bits_of
 from sfllm_worker.quant.quantize import quantize
@@ -105,7 +105,7 @@ def build_weights(
     return DecoderWeights(embedding, layers, final_norm, head)
 
 
-def _embedding(config: ModelConfig, builder: _Builder) -> tuple[Tensor | QuantizedEmbedding, Linear | None]:
+def _embedding(config: ModelConfig, builder: _Builder) -> tuple[Tensor | Embedding, Linear | None]:
     """The embedding, and the head when that is the same weight."""
     shape = (config.vocab_size, config.hidden_size)
     quantized = builder.quantized(EMBEDDING, shape)

@@ -18,9 +18,8 @@ from sfllm_worker.model.attention import (
     TorchAttention,
 )
 from sfllm_worker.model.config import ModelConfig
-from sfllm_worker.model.layers import ACTIVATIONS, Linear, embed, rms_norm, soft_cap
+from sfllm_worker.model.layers import ACTIVATIONS, Embedding, Linear, embed, rms_norm, soft_cap
 from sfllm_worker.model.rope import Rotary, apply_rotation
-from sfllm_worker.quant.linear import QuantizedEmbedding
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class LayerWeights:
 class DecoderWeights:
     """All weights of a model, on one device, in one dtype or quantized for activations of one dtype."""
 
-    embedding: Tensor | QuantizedEmbedding
+    embedding: Tensor | Embedding
     """`[vocab_size, hidden_size]`."""
     layers: tuple[LayerWeights, ...]
     final_norm: Tensor

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from torch import Tensor
 
-from sfllm_worker.quant.linear import QuantizedEmbedding
-
 
 class Linear(Protocol):
     """A matrix product with fixed weights. Quantized and prepacked kinds implement the same call."""
@@ -47,11 +45,32 @@ def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     return DenseLinear(weight, bias)
 
 
-def embed(token_ids: Tensor, embedding: Tensor | QuantizedEmbedding) -> Tensor:
-    """The rows of `[vocab_size, hidden_size]` of the given tokens, int64 `[n]`."""
-    if isinstance(embedding, QuantizedEmbedding):
-        return embedding(token_ids)
-    return F.embedding(token_ids, embedding)
+class Embedding(Protocol):
+    """An embedding that is not a plain tensor, such as a quantized one."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows that are looked up."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lives."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the weight takes."""
+        ...
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        """`[n, hidden_size]` for int64 `[n]`."""
+        ...
+
+
+def embed(token_ids: Tensor, embedding: Tensor | Embedding) -> Tensor:
+    """The rows of the given tokens, int64 `[n]`."""
+    return F.embedding(token_ids, embedding) if isinstance(embedding, Tensor) else embedding(token_ids)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

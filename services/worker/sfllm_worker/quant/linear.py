@@ -36,8 +36,12 @@ class QuantizedEmbedding:
 
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype) -> None:
         self.weight = weight
-        self.dtype = dtype
+        self._dtype = dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
         """Of the rows that are looked up."""
+        return self._dtype
 
     @property
     def device(self) -> torch.device:

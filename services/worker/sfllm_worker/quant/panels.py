@@ -57,6 +57,23 @@ def pack_panels(weight: QuantizedWeight, unit: int | None = None) -> QuantizedPa
     return QuantizedPanels(kinds[weight.offsets is not None], torch.cat([*heads, packed], dim=2))
 
 
+def unpack_panels(panels: QuantizedPanels, columns: int) -> QuantizedWeight:
+    """The weight in the panels, `[32 * panels, columns]`, with the rows that pad units."""
+    count, groups, size = panels.data.shape
+    offsets = panels.kind in (INT8_OFFSET, INT4_OFFSET)
+    heads, packed = panels.data.split_with_sizes([64 + 64 * offsets, size - 64 - 64 * offsets], dim=2)
+    halves = heads.contiguous().view(torch.float16).view(count, groups, -1, PANEL).permute(2, 0, 3, 1)
+    pairs = packed.contiguous().view(torch.int16).view(count, groups * GROUP // 2, -1)
+    values = pairs.transpose(1, 2).contiguous().view(torch.uint8)
+    if panels.kind in (INT4, INT4_OFFSET):
+        lower_upper = torch.stack((values & 15, values >> 4), dim=1)
+        values = lower_upper.view(count, 2, 2, 8, -1).transpose(1, 2)
+    else:
+        values = values.view(torch.int8)
+    rows = [half.reshape(count * PANEL, groups) for half in halves]
+    return QuantizedWeight(values.reshape(count * PANEL, -1)[:, :columns], *rows)
+
+
 def _four_bits(values: Tensor) -> Tensor:
     panels, _, columns = values.shape
     halves = values.view(panels, 2, 2, 8, columns)

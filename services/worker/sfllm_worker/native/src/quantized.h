@@ -5,8 +5,11 @@
 
 #pragma once
 
+#include <algorithm>
+
 #include "simd.h"
 
+// How a weight is stored; see quant/panels.py.
 enum WeightKind : int64_t { DENSE = 0, INT8 = 1, INT8_OFFSET = 2, INT4 = 3, INT4_OFFSET = 4 };
 
 namespace quantized {
@@ -18,6 +21,7 @@ constexpr bool offsets(int64_t kind) { return kind == INT8_OFFSET || kind == INT
 constexpr int head_bytes(int64_t kind) { return (offsets(kind) ? 2 : 1) * ROWS * 2; }
 constexpr int pair_bytes(int64_t kind) { return nibbles(kind) ? ROWS : 2 * ROWS; }
 constexpr int group_bytes(int64_t kind) { return head_bytes(kind) + PAIRS * pair_bytes(kind); }
+inline int64_t group_count(int64_t columns) { return (columns + GROUP - 1) / GROUP; }
 // What stands for zero.
 constexpr int middle(int64_t kind) { return kind == INT4 ? 8 : 0; }
 
@@ -146,23 +150,23 @@ INLINE void unpack_group(const uint8_t *group, const uint8_t *ahead, int pairs, 
 
 #endif
 
+// Groups `first` to `last`, of which the last one may have fewer columns.
 template <class T, int64_t KIND>
-static void unpack(const uint8_t *panel, int64_t columns, uint32_t *out, const uint8_t *next) {
+static void unpack(const uint8_t *panel, int64_t columns, int64_t first, int64_t last, uint32_t *out,
+                   const uint8_t *next) {
     constexpr int WORDS = GROUP * sizeof(T) / sizeof(uint32_t);
-    const int64_t whole = columns / GROUP, groups = (columns + GROUP - 1) / GROUP;
+    const int64_t groups = group_count(columns), whole = std::min(last, columns / GROUP);
     const auto ahead = [&](int64_t g) {
         g += GROUPS_AHEAD;
         return g < groups ? panel + g * group_bytes(KIND) : next + (g - groups) * group_bytes(KIND);
     };
-    for (int64_t g = 0; g < whole; g++)
-        unpack_group<T, KIND>(panel + g * group_bytes(KIND), ahead(g), PAIRS, out + g * WORDS * ROWS);
-    const int left = (int)(columns % GROUP);
-    if (!left) return;
+    for (int64_t g = first; g < whole; g++, out += WORDS * ROWS)
+        unpack_group<T, KIND>(panel + g * group_bytes(KIND), ahead(g), PAIRS, out);
+    if (whole == last) return;
     // Beyond the columns there is no room.
+    const int left = (int)(columns % GROUP), bytes = left * sizeof(T), count = (bytes + 3) / 4;
     uint32_t words[GROUP * ROWS];
     unpack_group<T, KIND>(panel + whole * group_bytes(KIND), ahead(whole), (left + 1) / 2, words);
-    out += whole * WORDS * ROWS;
-    const int bytes = left * sizeof(T), count = (bytes + 3) / 4;
     memcpy(out, words, count * ROWS * sizeof *words);
     if (bytes % 4)
         for (int i = (count - 1) * ROWS; i < count * ROWS; i++) out[i] &= 0xffff;
@@ -189,27 +193,29 @@ INLINE float element(int64_t kind, const uint8_t *panel, int row, int64_t column
 
 // Bytes of a panel of a quantized kind.
 inline int64_t quantized_panel_bytes(int64_t kind, int64_t columns) {
-    return (columns + quantized::GROUP - 1) / quantized::GROUP * quantized::group_bytes(kind);
+    return quantized::group_count(columns) * quantized::group_bytes(kind);
 }
 
-// Writes a panel's words of element type T, `[words][32]`, to `out`: all columns, rounded up to whole words.
-// `next` is the panel that is likely to be read afterwards, or null when that is the following one.
+// Writes the words of a panel's groups `first` to `last` (exclusive), of element type T, `[words][32]`, to `out`.
+// The columns are rounded up to whole words. `next` is the panel that is likely to be read after this one.
 template <class T>
-void unpack_panel(int64_t kind, const void *panel, int64_t columns, uint32_t *out, const void *next = nullptr) {
-    const uint8_t *from = (const uint8_t *)panel;
-    const uint8_t *then = next ? (const uint8_t *)next : from + quantized_panel_bytes(kind, columns);
+void unpack_panel(int64_t kind, const void *panel, int64_t columns, int64_t first, int64_t last, uint32_t *out,
+                  const void *next) {
+    const uint8_t *from = (const uint8_t *)panel, *then = (const uint8_t *)next;
     switch (kind) {
-    case INT8: return quantized::unpack<T, INT8>(from, columns, out, then);
-    case INT8_OFFSET: return quantized::unpack<T, INT8_OFFSET>(from, columns, out, then);
-    case INT4: return quantized::unpack<T, INT4>(from, columns, out, then);
-    case INT4_OFFSET: return quantized::unpack<T, INT4_OFFSET>(from, columns, out, then);
+    case INT8: return quantized::unpack<T, INT8>(from, columns, first, last, out, then);
+    case INT8_OFFSET: return quantized::unpack<T, INT8_OFFSET>(from, columns, first, last, out, then);
+    case INT4: return quantized::unpack<T, INT4>(from, columns, first, last, out, then);
+    case INT4_OFFSET: return quantized::unpack<T, INT4_OFFSET>(from, columns, first, last, out, then);
     }
 }
 
 // Writes the `columns` elements of row `row` of a panel to `out`, for looking tokens up.
 template <class T> void unpack_row(int64_t kind, const void *panel, int row, int64_t columns, T *out) {
-    for (int64_t i = 0; i < columns; i++) {
-        float value = quantized::element(kind, (const uint8_t *)panel, row, i);
-        store_some(out + i, splat(value), 1);
+    for (int64_t i = 0; i < columns; i += LANES) {
+        const int count = (int)std::min<int64_t>(LANES, columns - i);
+        float values[LANES] = {};
+        for (int j = 0; j < count; j++) values[j] = quantized::element(kind, (const uint8_t *)panel, row, i + j);
+        store_some(out + i, load(values), count);
     }
 }
