@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from sfllm_cli.bench_settings import BenchSettings
 
-TIMEOUT_SECONDS = 1800.0
+TIMEOUT_SECONDS = 600.0
 LATENCY_SHARE = 0.8
 """W4's latencies are taken at this share of the best peer's capacity."""
 GROUPS = ("W1", "W2", "W3", "W4", "seed")
