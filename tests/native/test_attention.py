@@ -13,11 +13,22 @@ from torch import Tensor
 
 from sfllm_worker.model.attention import AttentionBatch
 from sfllm_worker.native import structures as s
+from sfllm_worker.native.attention import batch_spec
 from sfllm_worker.native.library import check
 
 TYPES = {torch.float32: s.FLOAT32, torch.bfloat16: s.BFLOAT16}
 TOLERANCES = {torch.float32: 3e-6, torch.bfloat16: 2e-2}
 SPLIT = 1024
+
+
+def native_keys(plain: Tensor) -> Tensor:
+    """Blocks `[blocks, heads, slots, channels]` with a word of each slot after the other."""
+    return plain.unflatten(3, (-1, 4 // plain.itemsize)).transpose(2, 3).contiguous()
+
+
+def native_values(plain: Tensor) -> Tensor:
+    """The same with neighbouring slots in a word."""
+    return plain.unflatten(2, (-1, 4 // plain.itemsize)).transpose(3, 4).contiguous()
 
 
 @dataclass
@@ -56,6 +67,7 @@ class Case:
         return torch.randn(context, self.kv_heads, self.head_dim, generator=generator).to(self.dtype)
 
     def run(self, library: ctypes.CDLL, threads: int = 2) -> Tensor:
+        key_cache, value_cache = native_keys(self.key_cache), native_values(self.value_cache)
         queries, contexts = zip(*self.lengths, strict=True)
         batch = AttentionBatch.build(queries, contexts, self.tables, self.block_size)
         out = torch.full_like(self.q, float("nan"))
@@ -78,8 +90,8 @@ class Case:
             self.head_dim**-0.5,
             self.soft_cap or 0.0,
             self.q.data_ptr(),
-            self.key_cache.data_ptr(),
-            self.value_cache.data_ptr(),
+            key_cache.data_ptr(),
+            value_cache.data_ptr(),
             out.data_ptr(),
         )
         check(library.sfllm_attend(byref(spec), byref(step)))
@@ -105,7 +117,7 @@ class Case:
 
 
 RAGGED = [(1, 1), (1, 64), (1, 65), (1, 300), (1, 17), (5, 5), (1 + 48, 49), (70, 200), (3, 131)]
-SHAPES = [(9, 3, 64, 32), (4, 4, 16, 4), (6, 2, 8, 16), (8, 1, 128, 16), (2, 2, 256, 8), (16, 2, 80, 1)]
+SHAPES = [(9, 3, 64, 32), (4, 4, 16, 4), (6, 2, 8, 16), (8, 1, 128, 16), (2, 2, 256, 8), (16, 2, 80, 2)]
 
 
 def close(case: Case, library: ctypes.CDLL) -> None:
@@ -172,3 +184,25 @@ def test_nan_among_the_keys_reaches_the_result(library: ctypes.CDLL, dtype: torc
     out = case.run(library)
     assert not out[0].isnan().any()
     assert bool(out[1, :2].isnan().all())
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("head_dim", "block_size"), [(64, 32), (10, 4), (80, 2)])
+def test_keys_and_values_are_stored_where_attention_reads_them(
+    library: ctypes.CDLL, dtype: torch.dtype, head_dim: int, block_size: int
+) -> None:
+    plain = torch.randn(5, 3, block_size, head_dim).to(dtype)
+    stored = [torch.zeros_like(plain) for _ in "kv"]
+    order = torch.randperm(5 * block_size)
+    rows = plain.transpose(1, 2).flatten(0, 1)[order].contiguous()
+    keys, values = (each.data_ptr() for each in stored)
+    spec = s.AttentionSpec(TYPES[dtype], 3, 3, head_dim, block_size, keys=keys, values=values)
+    step = s.StepSpec(num_tokens=len(order), slots=order.data_ptr())
+    library.sfllm_store_kv(byref(spec), byref(step), rows.data_ptr(), rows.data_ptr())
+    assert torch.equal(stored[0].flatten(), native_keys(plain).flatten())
+    assert torch.equal(stored[1].flatten(), native_values(plain).flatten())
+
+
+def test_blocks_of_an_odd_number_of_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="even"):
+        batch_spec(AttentionBatch.build([1], [1], [[1]], 3))

@@ -12,7 +12,8 @@ import torch.nn.functional as F  # noqa: N812 - the name that torch's own docume
 from torch import Tensor
 
 from sfllm_worker.native import structures as s
-from sfllm_worker.native.library import check, tiles_work
+from sfllm_worker.native.library import check
+from sfllm_worker.native.panels import PANEL, PanelLinear
 
 DTYPES = [torch.float32, torch.bfloat16]
 TYPES = {torch.float32: s.FLOAT32, torch.bfloat16: s.BFLOAT16}
@@ -23,15 +24,15 @@ def random(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
 
 
 def linear(library: ctypes.CDLL, x: Tensor, weight: Tensor, bias: Tensor | None, threads: int = 2) -> Tensor:
-    matrix = s.Matrix(weight.data_ptr(), None if bias is None else bias.data_ptr(), *weight.shape)
+    packed = PanelLinear(weight, bias, len(weight))
     out = torch.full((len(x), len(weight)), float("nan"))
-    arguments = (x.data_ptr(), len(x), out.data_ptr(), threads)
-    check(library.sfllm_linear(TYPES[x.dtype], byref(matrix), *arguments))
+    arguments = (x.data_ptr(), len(x), len(weight), out.data_ptr(), threads)
+    check(library.sfllm_linear(TYPES[x.dtype], byref(packed.matrix()), *arguments))
     return out
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("outputs", "inputs"), [(1, 2), (7, 31), (66, 48), (130, 576), (33, 1537)])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 2), (7, 30), (66, 48), (130, 576), (33, 1538)])
 def test_products_of_any_shape_equal_those_in_float64(
     library: ctypes.CDLL, dtype: torch.dtype, outputs: int, inputs: int
 ) -> None:
@@ -48,28 +49,23 @@ def test_products_of_any_shape_equal_those_in_float64(
 def test_a_row_of_a_product_is_the_same_to_the_last_bit_in_any_batch(
     library: ctypes.CDLL, dtype: torch.dtype
 ) -> None:
-    if library.sfllm_tiles_from(TYPES[dtype]):
-        pytest.skip("matrix tiles add in another order")
-    x, weight = random(250, 200).to(dtype), random(70, 200, seed=1).to(dtype)
+    x, weight = random(250, 192).to(dtype), random(70, 192, seed=1).to(dtype)
     alone = torch.cat([linear(library, x[i : i + 1], weight, None) for i in range(len(x))])
     for count in (2, 3, 4, 5, 6, 9, 40, 250):
         assert torch.equal(linear(library, x[:count], weight, None), alone[:count])
     assert torch.equal(linear(library, x, weight, None, threads=1), alone)
 
 
-def test_tiles_pass_the_check_at_load(library: ctypes.CDLL) -> None:
-    assert tiles_work(library)
-
-
-def test_a_row_on_matrix_tiles_is_the_same_with_any_neighbours(library: ctypes.CDLL) -> None:
-    fewest = library.sfllm_tiles_from(s.BFLOAT16)
-    if not fewest:
-        pytest.skip("no matrix tiles")
-    x, weight = random(250, 192).bfloat16(), random(75, 192, seed=1).bfloat16()
-    together = linear(library, x, weight, None)
-    for count in (fewest, 15, 16, 17, 33, 241):
-        assert torch.equal(linear(library, x[:count], weight, None), together[:count])
-        assert torch.equal(linear(library, x[250 - count :], weight, None), together[250 - count :])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("unit", [1, 5, 16, 20, 40, 80])
+def test_packing_into_panels_loses_nothing(dtype: torch.dtype, unit: int) -> None:
+    weight, bias = random(80, 6).to(dtype), random(80, seed=1).to(dtype)
+    packed = PanelLinear(weight, bias, unit)
+    assert torch.equal(packed.dense(), weight)
+    x = random(3, 6, seed=2).to(dtype)
+    assert torch.equal(packed(x), F.linear(x, weight, bias))
+    panels_of_a_unit = -(-unit // PANEL)
+    assert len(packed.panels) == 80 // unit * panels_of_a_unit
 
 
 @pytest.mark.parametrize("size", [1, 5, 16, 48, 576, 1031])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import byref
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -13,11 +14,12 @@ from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.model.attention import AttentionBatch
 from sfllm_worker.model.config import ModelConfig
 from sfllm_worker.model.decoder import Decoder, DecoderWeights, LayerWeights
-from sfllm_worker.model.layers import DenseLinear, Linear, soft_cap
+from sfllm_worker.model.layers import Linear, embed, soft_cap
 from sfllm_worker.model.rope import Rotary
 from sfllm_worker.native import structures as s
 from sfllm_worker.native.attention import ELEMENT_TYPES, batch_spec, fitting_library
 from sfllm_worker.native.library import check
+from sfllm_worker.native.panels import PanelEmbedding, PanelLinear, pack_linear
 
 _ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "gelu_pytorch_tanh": 2}
 _FIRST_TABLE_ROWS = 2048
@@ -34,12 +36,11 @@ class NativeDecoder(Decoder):
 
     Hidden rows stay in float32 between products, and each row is computed in an order that does not depend
     on the batch: a sequence's logits are the same to the last bit alone and in any batch, decoded, in
-    chunks or computed again. Only in bfloat16 on CPUs with matrix tiles does it matter whether there are
-    enough tokens for those.
+    chunks or computed again.
     """
 
     def __init__(self, config: ModelConfig, weights: DecoderWeights, library: ctypes.CDLL) -> None:
-        super().__init__(config, weights)
+        super().__init__(config, _packed(config, weights))
         self._library = library
         self._element_type = ELEMENT_TYPES[self.dtype]
         self._tables = [_RotationTable(rotary) for rotary in self._rotaries]
@@ -47,13 +48,8 @@ class NativeDecoder(Decoder):
         # The structures hold bare addresses: these tensors must live as long.
         self._kept: list[Tensor] = []
         self._model = self._model_spec()
-        self._head = _matrix(weights.head)
+        self._head = _matrix(self.weights.head)
         self._memory = _WorkingMemory(0, torch.empty(0), torch.empty(0), torch.empty(0))
-
-    @property
-    def is_batch_invariant(self) -> bool:
-        """Whether a sequence's logits are the same to the last bit in any batch."""
-        return not self._library.sfllm_tiles_from(self._element_type)
 
     def forward(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache) -> Tensor:
         """Run one step and write its keys and values into `kv`; see `Decoder.forward`."""
@@ -65,11 +61,14 @@ class NativeDecoder(Decoder):
         for index, table in enumerate(self._tables):
             rows = table.covering(max(batch.context_lens))
             self._rotations[index] = s.RotationSpec(rows.data_ptr(), rows.shape[1])
+        hidden = memory.hidden[:tokens].copy_(embed(token_ids, self.weights.embedding))
+        if self._embedding_scale is not None:
+            hidden *= self._embedding_scale
         result = torch.empty(tokens, self.config.hidden_size, dtype=self.dtype)
         step = batch_spec(batch)
-        step.token_ids, step.positions = token_ids.data_ptr(), positions.data_ptr()
+        step.positions = positions.data_ptr()
         step.rotations, step.result = self._rotations, result.data_ptr()
-        step.hidden, step.wide = memory.hidden.data_ptr(), memory.wide.data_ptr()
+        step.hidden, step.added = hidden.data_ptr(), memory.added.data_ptr()
         step.narrow = memory.narrow.data_ptr()
         cache = s.KVSpec(kv.storage.data_ptr(), kv.num_blocks, kv.block_size)
         check(self._library.sfllm_decoder_step(byref(self._model), byref(cache), byref(step)))
@@ -78,10 +77,11 @@ class NativeDecoder(Decoder):
     def logits(self, hidden_rows: Tensor) -> Tensor:
         """Logits float32 `[n, vocab_size]` of the given rows `[n, hidden_size]` of `forward`'s result."""
         rows = hidden_rows.contiguous()
-        out = torch.empty(len(rows), self._head.rows, dtype=torch.float32)
+        size = self.config.vocab_size
+        out = torch.empty(len(rows), size, dtype=torch.float32)
         if len(rows):
             threads = torch.get_num_threads()
-            arguments = (rows.data_ptr(), len(rows), out.data_ptr(), threads)
+            arguments = (rows.data_ptr(), len(rows), size, out.data_ptr(), threads)
             check(self._library.sfllm_linear(self._element_type, byref(self._head), *arguments))
         if self.config.final_soft_cap is not None:
             out = soft_cap(out, self.config.final_soft_cap)
@@ -91,12 +91,11 @@ class NativeDecoder(Decoder):
         """Buffers for a step of so many tokens; they grow to the largest step and are used again."""
         if self._memory.tokens < tokens:
             c = self.config
-            wide = max(c.q_size + 2 * c.kv_size, c.hidden_size)
-            narrow = max(c.hidden_size + c.intermediate_size, 2 * c.q_size)
+            narrow = c.hidden_size + max(c.intermediate_size, 2 * c.q_size)
             self._memory = _WorkingMemory(
                 tokens,
                 torch.empty(tokens, c.hidden_size, dtype=torch.float32),
-                torch.empty(tokens, wide, dtype=torch.float32),
+                torch.empty(tokens, c.hidden_size, dtype=torch.float32),
                 torch.empty(tokens, narrow, dtype=self.dtype),
             )
         return self._memory
@@ -116,8 +115,6 @@ class NativeDecoder(Decoder):
             norm_eps=c.rms_norm_eps,
             attention_scale=c.head_dim**-0.5 if c.attention_scale is None else c.attention_scale,
             attention_soft_cap=c.attention_soft_cap or 0.0,
-            embedding_scale=1.0 if self._embedding_scale is None else self._embedding_scale,
-            embedding=weights.embedding.data_ptr(),
             final_norm=self._norm(weights.final_norm),
             layers=layers,
         )
@@ -152,7 +149,7 @@ class _WorkingMemory(NamedTuple):
 
     tokens: int
     hidden: Tensor
-    wide: Tensor
+    added: Tensor
     narrow: Tensor
 
 
@@ -173,9 +170,23 @@ class _RotationTable:
         return self._rows
 
 
+def _packed(config: ModelConfig, weights: DecoderWeights) -> DecoderWeights:
+    """The same weights as native products read them."""
+    layers = tuple(
+        replace(
+            layer,
+            qkv=pack_linear(layer.qkv, config.head_dim),
+            attention_output=pack_linear(layer.attention_output, config.hidden_size),
+            gate_up=pack_linear(layer.gate_up, config.intermediate_size),
+            down=pack_linear(layer.down, config.hidden_size),
+        )
+        for layer in weights.layers
+    )
+    head = pack_linear(weights.head, config.vocab_size)
+    embedding = PanelEmbedding(head) if config.tie_word_embeddings else weights.embedding
+    return replace(weights, embedding=embedding, layers=layers, head=head)
+
+
 def _matrix(linear: Linear) -> s.Matrix:
-    if not isinstance(linear, DenseLinear):
-        raise TypeError(f"{type(linear).__name__} has no plain weight")
-    assert linear.weight.is_contiguous()
-    bias = None if linear.bias is None else linear.bias.data_ptr()
-    return s.Matrix(linear.weight.data_ptr(), bias, *linear.weight.shape)
+    assert isinstance(linear, PanelLinear)
+    return linear.matrix()

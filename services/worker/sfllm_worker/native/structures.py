@@ -8,7 +8,7 @@ FLOAT32, BFLOAT16 = 0, 1
 
 
 class Matrix(Structure):
-    """A weight `[rows, columns]` and its bias."""
+    """A weight `[rows, columns]` in panels, and its bias in float32."""
 
     _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("rows", c_int64), ("columns", c_int64))
 
@@ -32,8 +32,6 @@ class ModelSpec(Structure):
         *((name, c_int64) for name in ("element_type", "hidden_size", "intermediate_size", "heads")),
         *((name, c_int64) for name in ("kv_heads", "head_dim", "num_layers", "activation")),
         *((name, c_float) for name in ("norm_eps", "attention_scale", "attention_soft_cap")),
-        ("embedding_scale", c_float),
-        ("embedding", c_void_p),
         ("final_norm", c_void_p),
         ("layers", POINTER(LayerSpec)),
     )
@@ -56,10 +54,10 @@ class StepSpec(Structure):
 
     _fields_ = (
         *((name, c_int64) for name in ("num_tokens", "num_sequences", "table_width")),
-        *((name, c_void_p) for name in ("token_ids", "positions", "slots", "context_lens", "last_rows")),
+        *((name, c_void_p) for name in ("positions", "slots", "context_lens", "last_rows")),
         ("block_tables", c_void_p),
         ("rotations", POINTER(RotationSpec)),
-        *((name, c_void_p) for name in ("hidden", "wide", "narrow", "result")),
+        *((name, c_void_p) for name in ("hidden", "added", "narrow", "result")),
         ("threads", c_int64),
     )
 

@@ -7,22 +7,17 @@
 
 #pragma once
 
-#include <algorithm>
-
 #include "panel.h"
 
-constexpr int KEYS = 64;
 constexpr int SPLIT = 1024;
 constexpr int MAX_QUERY_ROWS = 48;
+constexpr float LOG2_E = 1.44269504088896341f;
 
-struct Shape {
-    int heads, kv_heads, head_dim, block_size;
-    int group() const { return heads / kv_heads; }
-    // Queries of a group's heads stand together as rows of one tile.
-    int tokens_per_tile() const { return std::max(1, MAX_QUERY_ROWS / group()); }
-    int max_rows() const { return tokens_per_tile() * group(); }
-    int padded_dim() const { return (head_dim + LANES - 1) / LANES * LANES; }
-};
+// Queries of a group's heads stand together as rows of one tile.
+inline int tokens_per_tile(const Shape &s) { return std::max(1, MAX_QUERY_ROWS / s.group()); }
+inline int max_rows(const Shape &s) { return tokens_per_tile(s) * s.group(); }
+// Room for rows that are taken a vector at a time.
+inline size_t padded_rows(const Shape &s) { return (max_rows(s) + LANES - 1) / LANES * LANES; }
 
 // The newest `tokens` queries of a sequence from position `first` on, for one key head.
 struct Queries {
@@ -37,22 +32,22 @@ struct Keys {
     int64_t begin, end;
 };
 
-// A partial softmax: largest score, sum of exponentials and weighted values of each row.
+// A partial softmax: of each row the largest score in powers of two, the sum of powers and weighted values.
 struct Partial {
     float *largest, *total, *values;
 
-    static size_t floats(const Shape &s) { return (size_t)s.max_rows() * (s.padded_dim() + 2); }
+    static size_t floats(const Shape &s) { return padded_rows(s) * (s.padded_dim() + 2); }
     Partial(float *memory, const Shape &s)
-        : largest(memory), total(memory + s.max_rows()), values(memory + 2 * s.max_rows()) {}
+        : largest(memory), total(memory + padded_rows(s)), values(memory + 2 * padded_rows(s)) {}
 
     void clear(int rows, const Shape &s) const {
-        std::fill_n(largest, rows, -INFINITY);
-        std::fill_n(total, rows, 0.0f);
+        std::fill_n(largest, padded_rows(s), -INFINITY);
+        std::fill_n(total, padded_rows(s), 0.0f);
         std::fill_n(values, (size_t)rows * s.padded_dim(), 0.0f);
     }
 };
 
-INLINE float exponential_of(float x) { return exponential(splat(x))[0]; }
+INLINE float power_of(float x) { return power_of_two(splat(x))[0]; }
 
 // Adds a later part of the keys to `to`.
 static void merge(const Partial &to, const Partial &part, int rows, const Shape &s) {
@@ -60,8 +55,8 @@ static void merge(const Partial &to, const Partial &part, int rows, const Shape 
     for (int r = 0; r < rows; r++) {
         if (part.largest[r] == -INFINITY) continue;
         const float best = std::max(to.largest[r], part.largest[r]);
-        const float keep = to.largest[r] == -INFINITY ? 0.0f : exponential_of(to.largest[r] - best);
-        const float add = exponential_of(part.largest[r] - best);
+        const float keep = to.largest[r] == -INFINITY ? 0.0f : power_of(to.largest[r] - best);
+        const float add = power_of(part.largest[r] - best);
         to.largest[r] = best;
         to.total[r] = to.total[r] * keep + part.total[r] * add;
         float *a = to.values + (size_t)r * dim;
@@ -73,14 +68,14 @@ static void merge(const Partial &to, const Partial &part, int rows, const Shape 
 template <class T> class Attention {
   public:
     Shape s;
-    const T *keys, *values;  // [blocks, kv_heads, block_size, head_dim]
+    const T *keys, *values;  // blocks of one layer, see blocks.h
     float scale, soft_cap;   // a soft cap of 0 is none
     int64_t window;          // 0 is all
 
     // Words of memory that `attend` needs besides the two partial results.
     static size_t scratch_words(const Shape &s) {
-        const size_t rows = s.max_rows(), words = head_words(s);
-        return rows * words + words * KEYS + (size_t)KEYS * s.padded_dim() + 2 * rows * KEYS + rows;
+        const size_t rows = max_rows(s), words = head_words(s);
+        return rows * words + words * KEYS + 2 * rows * KEYS + padded_rows(s);
     }
 
     // The keys `begin .. end`, which lie inside one split. `q_rows` are rows `[tokens, heads, head_dim]`, those
@@ -89,16 +84,16 @@ template <class T> class Attention {
                 const Queries &following, const Keys &following_range) const {
         gather_queries(q_rows, q, scratch);
         out.clear(q.tokens * s.group(), s);
-        uint32_t *rest = scratch + (size_t)s.max_rows() * head_words(s);
-        Rows two[2];
+        uint32_t *rest = scratch + (size_t)max_rows(s) * head_words(s);
+        Tile two[2];
         two[0].find(*this, q, range.begin / KEYS * KEYS, range);
         int now = 0;
-        for (int64_t tile = range.begin / KEYS * KEYS; tile < range.end; tile += KEYS, now = 1 - now) {
-            if (tile + KEYS < range.end)
-                two[1 - now].find(*this, q, tile + KEYS, range);
+        for (int64_t at = range.begin / KEYS * KEYS; at < range.end; at += KEYS, now = 1 - now) {
+            if (at + KEYS < range.end)
+                two[1 - now].find(*this, q, at + KEYS, range);
             else
                 two[1 - now].find(*this, following, following_range.begin / KEYS * KEYS, following_range);
-            attend_tile(scratch, q, tile, two[now], two[1 - now], out, rest);
+            attend_tile(scratch, q, at, two[now], two[1 - now], out, rest);
         }
     }
 
@@ -116,27 +111,45 @@ template <class T> class Attention {
     }
 
   private:
-    // Where a tile's keys and values are. Those outside of the range are null: no query sees them, and what is
-    // in their blocks may be anything.
-    struct Rows {
-        const T *keys[KEYS], *values[KEYS];
-        int count;  // up to the last key
+    // A tile's words, and which of its keys are in the range. Pointers to others are those of a neighbour.
+    struct Tile : TileWords {
+        int begin, end;
 
         void find(const Attention &a, const Queries &q, int64_t tile, const Keys &range) {
-            std::fill_n(keys, KEYS, nullptr);
-            std::fill_n(values, KEYS, nullptr);
-            count = (int)std::clamp<int64_t>(range.end - tile, 0, KEYS);
-            int j = (int)std::max<int64_t>(0, range.begin - tile);
-            int64_t index = (tile + j) / a.s.block_size, slot = (tile + j) % a.s.block_size;
-            for (; j < count; index++, slot = 0) {
-                size_t at = ((q.table[index] * a.s.kv_heads + q.kv_head) * a.s.block_size + slot) * a.s.head_dim;
-                for (; slot < a.s.block_size && j < count; slot++, j++, at += a.s.head_dim) {
-                    keys[j] = a.keys + at;
-                    values[j] = a.values + at;
+            begin = (int)std::clamp<int64_t>(range.begin - tile, 0, KEYS - 1);
+            end = (int)std::clamp<int64_t>(range.end - tile, 1, KEYS);
+            const int size = a.s.block_size;
+            key_stride = size;
+            int64_t index = tile / size;
+            int slot = (int)(tile % size);
+            size_t at = a.block_of(q, index);
+            const int64_t last = std::max<int64_t>(range.end - 1, 0) / size;
+            // In steps that neither a vector nor a word crosses.
+            const int step = size % LANES ? PER_WORD<T> : LANES;
+            for (int j = 0; j < KEYS; j += step, slot += step) {
+                if (slot >= size) {
+                    slot -= size;
+                    at = a.block_of(q, std::min(++index, last));
                 }
+                if (j % LANES == 0) keys[j / LANES] = (const uint32_t *)(a.keys + at) + slot;
+                const uint32_t *row = (const uint32_t *)(a.values + at) + (size_t)slot / PER_WORD<T> * a.s.head_dim;
+                for (int i = 0; i < step / PER_WORD<T>; i++) values[j / PER_WORD<T> + i] = row + (size_t)i * a.s.head_dim;
             }
         }
     };
+
+    size_t block_of(const Queries &q, int64_t index) const { return block_offset<T>(s, q.table[index], q.kv_head); }
+
+    // In blocks that vectors would cross, keys are packed after all.
+    void pack_keys(const Queries &q, int64_t tile, Tile &now, uint32_t *panel) const {
+        for (int j = now.begin; j < now.end; j++) {
+            const int64_t index = (tile + j) / s.block_size, slot = (tile + j) % s.block_size;
+            const uint32_t *from = (const uint32_t *)(keys + block_of(q, index)) + slot;
+            for (int w = 0; w < head_words(s); w++) panel[w * KEYS + j] = from[(size_t)w * s.block_size];
+        }
+        for (int v = 0; v < KEY_VECTORS; v++) now.keys[v] = panel + v * LANES;
+        now.key_stride = KEYS;
+    }
 
     static int head_words(const Shape &s) { return s.head_dim / PER_WORD<T>; }
 
@@ -148,130 +161,76 @@ template <class T> class Attention {
         }
     }
 
-    void attend_tile(const uint32_t *queries, const Queries &q, int64_t tile, const Rows &now, const Rows &next,
+    void attend_tile(const uint32_t *queries, const Queries &q, int64_t tile, Tile &now, const Tile &next,
                      const Partial &out, uint32_t *scratch) const {
-        const int rows = q.tokens * s.group(), words = head_words(s), dim = s.padded_dim(), count = now.count;
-        uint32_t *key_panel = scratch;
-        uint32_t *value_panel = key_panel + (size_t)words * KEYS;
-        float *scores = (float *)(value_panel + (size_t)KEYS * dim);
-        T *weights = (T *)(scores + (size_t)s.max_rows() * KEYS);
-        float *factors = scores + 2 * (size_t)s.max_rows() * KEYS;
-        const int vectors = (count + LANES - 1) / LANES;
-        pack_keys(now, next, vectors, key_panel);
-        multiply_panel<T>(queries, words, rows, key_panel, KEYS, vectors, words, scores, KEYS, nullptr);
+        const int rows = q.tokens * s.group(), words = head_words(s), dim = s.padded_dim();
+        float *scores = (float *)(scratch + (size_t)words * KEYS);
+        T *weights = (T *)(scores + (size_t)max_rows(s) * KEYS);
+        float *factors = scores + 2 * (size_t)max_rows(s) * KEYS;
+        if (s.block_size % LANES) pack_keys(q, tile, now, scratch);
+        const int first = now.begin / LANES, last = (now.end + LANES - 1) / LANES;
+        by_rows(rows, [&](auto count, int m) {
+            score_rows<T, count>(queries + (size_t)m * words, words, now, first, last, &next, scores + (size_t)m * KEYS);
+        });
+        for (int r = 0; r < rows; r += LANES)
+            soften(std::min(LANES, rows - r), r, q, tile, now, scores + (size_t)r * KEYS, out, weights + (size_t)r * KEYS,
+                   factors + r);
+        by_rows(rows, [&](auto count, int m) {
+            value_rows<T, count>((const uint32_t *)(weights + (size_t)m * KEYS), now, now.begin / PER_WORD<T>,
+                                 (now.end + PER_WORD<T> - 1) / PER_WORD<T>, now.end % PER_WORD<T>, s.head_dim, &next,
+                                 out.values + (size_t)m * dim, dim, factors + m);
+        });
+    }
+
+    // Up to LANES rows of the running softmax from row `first` on: scores to weights, and the factors for what
+    // was summed before.
+    void soften(int rows, int first, const Queries &q, int64_t tile, const Tile &now, float *scores, const Partial &out,
+                T *weights, float *factors) const {
+        const int begin = now.begin / LANES, end = (now.end + LANES - 1) / LANES;
+        const vf per_score = splat((soft_cap > 0 ? 1.0f : scale) * LOG2_E);
+        vf reduced[LANES] = {};
         for (int r = 0; r < rows; r++) {
-            const int64_t position = q.first + r / s.group();
-            const int64_t seen_to = std::min<int64_t>(count, position + 1 - tile);
-            const int64_t seen_from = window ? position + 1 - window - tile : 0;
-            factors[r] = soften(scores + (size_t)r * KEYS, vectors, (int)std::max<int64_t>(seen_from, 0),
-                                (int)std::max<int64_t>(seen_to, 0), out, r, weights + (size_t)r * KEYS);
+            float *row = scores + r * KEYS;
+            mask(row, begin, end, q.first + (first + r) / s.group() - tile, now);
+            vf best = load(row + begin * LANES);
+            for (int v = begin + 1; v < end; v++) best = maximum(load(row + v * LANES), best);
+            reduced[r] = best;
         }
-        const int depth = pack_values(now, next, value_panel);
-        multiply_panel<T>((const uint32_t *)weights, KEYS / PER_WORD<T>, rows, value_panel, dim, dim / LANES, depth,
-                          out.values, dim, factors);
-    }
-
-    // One row of the running softmax: scores to weights. The factor for what was summed before.
-    float soften(const float *scores, int vectors, int from, int to, const Partial &out, int r, T *weights) const {
-        if (from >= to) {
-            std::fill_n(weights, vectors * LANES, T{});
-            return 1.0f;
-        }
-        const vi lanes = lane_numbers();
-        const bool partly = from > 0 || to < vectors * LANES;
-        vf kept[KEYS / LANES];
-        vf best = splat(-INFINITY);
-        for (int v = 0; v < vectors; v++) {
-            vf x = load(scores + v * LANES) * scale;
-            if (soft_cap > 0) x = soft_cap * hyperbolic_tangent(x / soft_cap);
-            if (partly) {
-                const vi key = lanes + v * LANES;
-                x = choose((key >= from) & (key < to), x, splat(-INFINITY));
+        const vf before = load(out.largest + first), none = splat(-INFINITY);
+        const vf best = maximum(reduce_rows(reduced, [](vf a, vf b) { return maximum(a, b); }) * per_score, before);
+        store(out.largest + first, best);
+        // A row that has seen no key yet has no largest score to subtract.
+        alignas(64) float bases[LANES];
+        const vf base = choose(best == none, vf{}, best), factor = power_of_two(before - base);
+        store(bases, base);
+        store(factors, factor);
+        for (int r = 0; r < rows; r++) {
+            vf total = {};
+            for (int v = begin; v < end; v++) {
+                const vf weight = power_of_two(load(scores + r * KEYS + v * LANES) * per_score - bases[r]);
+                store(weights + r * KEYS + v * LANES, weight);
+                total += weight;
             }
-            kept[v] = x;
-            best = maximum(best, x);
+            reduced[r] = total;
         }
-        const float before = out.largest[r], now = std::max(before, largest(best));
-        vf total = {};
-        for (int v = 0; v < vectors; v++) {
-            const vf weight = exponential(kept[v] - now);
-            store(weights + v * LANES, weight);
-            total += weight;
-        }
-        const float factor = before == -INFINITY ? 0.0f : exponential_of(before - now);
-        out.largest[r] = now;
-        out.total[r] = out.total[r] * factor + sum(total);
-        return factor;
+        const vf totals = reduce_rows(reduced, [](vf a, vf b) { return a + b; });
+        store(out.total + first, load(out.total + first) * factor + totals);
     }
 
-    // Keys side by side: row w of the panel has word w of every key. Rows that are null are zeros.
-    void pack_keys(const Rows &now, const Rows &next, int vectors, uint32_t *panel) const {
-        const int words = head_words(s);
-        for (int v = 0; v < KEYS / LANES; v++) {
-            for (int i = 0; i < LANES; i++) prefetch(next.keys[v * LANES + i]);
-            if (v >= vectors) continue;
-            for (int w = 0; w < words; w += LANES) {
-                const int width = std::min(LANES, words - w);
-                vi square[LANES];
-                for (int i = 0; i < LANES; i++) {
-                    const T *row = now.keys[v * LANES + i];
-                    square[i] = row ? load_words(row + w * PER_WORD<T>, width) : vi{};
-                }
-                transpose_words(square);
-                for (int i = 0; i < width; i++)
-                    memcpy(panel + (size_t)(w + i) * KEYS + v * LANES, &square[i], sizeof(vi));
+    // Caps a row of scores, and hides the keys that the query at `position` of the tile does not see.
+    void mask(float *row, int begin, int end, int64_t position, const Tile &now) const {
+        const int64_t from = window ? std::max<int64_t>(position + 1 - window, now.begin) : now.begin;
+        const int64_t to = std::min<int64_t>(position + 1, now.end);
+        if (soft_cap > 0)
+            for (int v = begin; v < end; v++) {
+                const vf x = load(row + v * LANES) * (scale / soft_cap);
+                store(row + v * LANES, soft_cap * hyperbolic_tangent(x));
             }
+        if (from <= begin * LANES && to >= end * LANES) return;
+        const vi low = splat_int((int32_t)from), high = splat_int((int32_t)std::max<int64_t>(to, 0));
+        for (int v = begin; v < end; v++) {
+            const vi key = lane_numbers() + v * LANES;
+            store(row + v * LANES, choose((key >= low) & (key < high), load(row + v * LANES), splat(-INFINITY)));
         }
-    }
-
-    static INLINE vi load_words(const T *from, int count) {
-        if (count == LANES) return load_as<vi>(from);
-        vi words = {};
-        memcpy(&words, from, count * sizeof(uint32_t));
-        return words;
-    }
-
-    // Values with as many keys in a word as it holds; the panel's depth in words.
-    int pack_values(const Rows &now, const Rows &next, uint32_t *panel) const;
-
-    // Blocks lie anywhere in memory, so the hardware cannot guess the next tile; a few requests at a time
-    // between other work keep the memory busy without filling its queues.
-    INLINE void prefetch(const T *row) const {
-        if (row)
-            for (size_t i = 0; i < s.head_dim * sizeof(T); i += 64) __builtin_prefetch((const char *)row + i);
     }
 };
-
-// Columns beyond the head are zeros: what is behind a row in memory may be anything. So is a null row.
-template <class T> INLINE vf head_columns(const T *row, int i, int head_dim) {
-    if (!row) return vf{};
-    if (i + LANES <= head_dim) return load(row + i);
-    return load_some(row + i, head_dim - i);
-}
-
-template <> inline int Attention<float>::pack_values(const Rows &now, const Rows &next, uint32_t *panel) const {
-    const int dim = s.padded_dim();
-    for (int j = 0; j < KEYS; j++) {
-        prefetch(next.values[j]);
-        for (int i = 0; i < dim && j < now.count; i += LANES) {
-            const vf v = head_columns(now.values[j], i, s.head_dim);
-            memcpy(panel + (size_t)j * dim + i, &v, sizeof v);
-        }
-    }
-    return now.count;
-}
-
-template <> inline int Attention<bf16>::pack_values(const Rows &now, const Rows &next, uint32_t *panel) const {
-    const int dim = s.padded_dim();
-    for (int j = 0; j < KEYS; j += 2) {
-        prefetch(next.values[j]);
-        prefetch(next.values[j + 1]);
-        for (int i = 0; i < dim && j < now.count; i += LANES) {
-            const vu even = (vu)head_columns(now.values[j], i, s.head_dim) >> 16;
-            const vu odd = (vu)head_columns(now.values[j + 1], i, s.head_dim);
-            const vu pair = even | odd;
-            memcpy(panel + (size_t)(j / 2) * dim + i, &pair, sizeof pair);
-        }
-    }
-    return (now.count + 1) / 2;
-}

@@ -11,23 +11,44 @@ template <class T> void decoder_step(const ModelSpec &model, const KVSpec &kv, c
     run.run();
 }
 
-template <class T> void linear(const Matrix &matrix, const T *x, int64_t tokens, float *y, int64_t threads) {
-    std::vector<uint32_t> packed(packed_words<T>(tokens, matrix.columns));
+template <class T> void linear(const Matrix &matrix, const T *x, int64_t tokens, int64_t outputs, float *y, int64_t threads) {
+    Team team(threads);
 #pragma omp parallel num_threads((int)threads)
-    product(share_tokens(x, matrix.columns, tokens, matrix.columns, packed.data()), matrix, y, matrix.rows,
-            Into::REPLACE, threads);
+    {
+        team.begin();
+        product(team, x, matrix.columns, tokens, matrix, outputs, y, outputs, Into::REPLACE);
+    }
+}
+
+Shape shape_of(const AttentionSpec &spec) {
+    return {(int)spec.heads, (int)spec.kv_heads, (int)spec.head_dim, (int)spec.block_size};
 }
 
 template <class T> void attend(const AttentionSpec &spec, const StepSpec &step) {
-    const Shape shape{(int)spec.heads, (int)spec.kv_heads, (int)spec.head_dim, (int)spec.block_size};
+    const Shape shape = shape_of(spec);
     const Attention<T> attention{shape,      (const T *)spec.keys, (const T *)spec.values,
                                  spec.scale, spec.soft_cap,        spec.window};
     const auto tasks = attention_tasks(step, shape, spec.window);
     std::vector<float> partials(partial_floats(tasks, shape));
     const Scratch scratch(step.threads, attention_scratch_floats<T>(shape));
+    Team team(step.threads);
 #pragma omp parallel num_threads((int)step.threads)
-    run_attention(attention, tasks, partials.empty() ? nullptr : partials.data(), (const T *)spec.queries,
-                  (T *)spec.result, scratch.mine());
+    {
+        team.begin();
+        run_attention(team, attention, tasks, partials.empty() ? nullptr : partials.data(), (const T *)spec.queries,
+                      (T *)spec.result, scratch.mine());
+    }
+}
+
+template <class T> void store_kv(const AttentionSpec &spec, const StepSpec &step, const T *keys, const T *values) {
+    const Shape shape = shape_of(spec);
+    for (int64_t t = 0; t < step.num_tokens; t++)
+        for (int head = 0; head < shape.kv_heads; head++, keys += shape.head_dim, values += shape.head_dim) {
+            const size_t at = block_offset<T>(shape, step.slots[t] / shape.block_size, head);
+            const int slot = (int)(step.slots[t] % shape.block_size);
+            put_key(shape, (T *)spec.keys + at, slot, keys);
+            put_value(shape, (T *)spec.values + at, slot, values);
+        }
 }
 
 template <class Call> int guarded(Call call) {
@@ -51,10 +72,13 @@ int64_t sfllm_structure_size(int64_t index) {
     return index < (int64_t)(sizeof sizes / sizeof *sizes) ? sizes[index] : -1;
 }
 
-// From how many tokens on products of this element type go through matrix tiles, 0 if never. There a row may
-// round differently from one that is computed with fewer others.
-int64_t sfllm_tiles_from(int64_t element_type) {
-    return element_type == BFLOAT16 && amx::serves(amx::FEWEST_TOKENS, amx::DEPTH) ? amx::FEWEST_TOKENS : 0;
+// Whether products of this element type go through matrix tiles.
+int sfllm_uses_tiles(int64_t element_type) {
+#if SFLLM_AMX
+    return element_type == BFLOAT16 && amx::permitted();
+#else
+    return (void)element_type, 0;
+#endif
 }
 
 int sfllm_decoder_step(const ModelSpec *model, const KVSpec *kv, const StepSpec *step) {
@@ -66,14 +90,14 @@ int sfllm_decoder_step(const ModelSpec *model, const KVSpec *kv, const StepSpec 
     });
 }
 
-// `y[tokens][rows] = x[tokens][columns]` times `matrix`, in float32.
-int sfllm_linear(int64_t element_type, const Matrix *matrix, const void *x, int64_t tokens, float *y,
+// `y[tokens][outputs] = x[tokens][columns]` times the first `outputs` rows of `matrix`, in float32.
+int sfllm_linear(int64_t element_type, const Matrix *matrix, const void *x, int64_t tokens, int64_t outputs, float *y,
                  int64_t threads) {
     return guarded([&] {
         if (element_type == BFLOAT16)
-            linear(*matrix, (const bf16 *)x, tokens, y, threads);
+            linear(*matrix, (const bf16 *)x, tokens, outputs, y, threads);
         else
-            linear(*matrix, (const float *)x, tokens, y, threads);
+            linear(*matrix, (const float *)x, tokens, outputs, y, threads);
     });
 }
 
@@ -84,6 +108,14 @@ int sfllm_attend(const AttentionSpec *spec, const StepSpec *step) {
         else
             attend<float>(*spec, *step);
     });
+}
+
+// Puts rows `[num_tokens, kv_heads, head_dim]` of keys and values into the slots of a step.
+void sfllm_store_kv(const AttentionSpec *spec, const StepSpec *step, const void *keys, const void *values) {
+    if (spec->element_type == BFLOAT16)
+        store_kv(*spec, *step, (const bf16 *)keys, (const bf16 *)values);
+    else
+        store_kv(*spec, *step, (const float *)keys, (const float *)values);
 }
 
 // A token for each row of logits, which are overwritten. `sound` says whether a row had one to give.

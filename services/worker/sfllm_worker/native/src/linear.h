@@ -1,161 +1,189 @@
-// Linear layers: `y[m][n] = x[m] . w[n] + bias[n]`, in blocks that stay in the caches.
+// Linear layers: `y[m][n] = x[m] . w[n] + bias[n]`, over weights in panels.
+//
+// A panel holds PANEL rows of a weight side by side, `words[columns / PER_WORD][PANEL]`, so that outputs lie
+// across the lanes and a weight is read in one run of memory. Each output is one sum along the columns in
+// their order: it does not depend on how many other tokens are computed with it, nor on who computes it.
 
 #pragma once
 
-#include <type_traits>
+#include <algorithm>
 
 #include "amx.h"
-
-struct Matrix {
-    const void *weight;  // [rows, columns] in the element type of the model
-    const void *bias;    // [rows] or null
-    int64_t rows;
-    int64_t columns;
-};
+#include "team.h"
 
 enum class Into { REPLACE, ADD };
 
-// Activations that are used again and again should stay in the first-level cache beside a weight's rows.
-constexpr size_t ACTIVATION_BYTES = 28 * 1024;
+// Token rows of a tile: as many as the registers hold beside the weight's vectors.
+constexpr int TILE_TOKENS = LANES == 16 ? 12 : 6;
+constexpr int TILE_VECTORS = 2;
+static_assert(PANEL % (TILE_VECTORS * LANES) == 0);
 
-template <int MR>
-INLINE void write_tile(const float (*out)[NR], int count, float *y, size_t y_stride, Into into) {
-    for (int m = 0; m < MR; m++) {
-        float *row = y + m * y_stride;
-        if (into == Into::ADD)
-            for (int n = 0; n < count; n++) row[n] += out[m][n];
-        else
-            memcpy(row, out[m], count * sizeof(float));
+// What is fetched into the cache while a tile is computed: `step` bytes further with every word. Few at a time,
+// because a processor that has too many requests open stands still.
+struct Ahead {
+    const char *from;
+    size_t step;
+};
+
+// Adds to the sums of MR tokens and TILE_VECTORS vectors of a panel. `x` is the first token's words.
+template <class T, int MR>
+INLINE void sum_tile(const uint32_t *x, size_t stride, const uint32_t *panel, int words, Ahead &ahead,
+                     vf (*acc)[TILE_VECTORS]) {
+    typedef typename Words<T>::V V;
+    // Three rows to a pointer: that many addresses an instruction can make from one.
+    constexpr int POINTERS = (MR + 2) / 3;
+    const uint32_t *at[POINTERS];
+    for (int p = 0; p < POINTERS; p++) at[p] = x + 3 * p * stride;
+    const char *fetched = ahead.from;
+    for (int k = 0; k < words; k++, panel += PANEL, fetched += ahead.step) {
+        if (MR > 1) __builtin_prefetch(fetched, 0, 2);
+        V column[TILE_VECTORS];
+#pragma GCC unroll 2
+        for (int v = 0; v < TILE_VECTORS; v++) column[v] = load_as<V>(panel + v * LANES);
+#pragma GCC unroll 12
+        for (int m = 0; m < MR; m++) {
+            const V word = splat_word<T>(at[m / 3] + (m % 3) * stride);
+#pragma GCC unroll 2
+            for (int v = 0; v < TILE_VECTORS; v++) acc[m][v] = Words<T>::dot(acc[m][v], word, column[v]);
+        }
+#pragma GCC unroll 4
+        for (int p = 0; p < POINTERS; p++) at[p]++;
     }
+    ahead.from = fetched;
+}
+
+// Long sums of floats lose less when they are made of shorter ones; those of bfloat16 are exact enough.
+constexpr int FLOAT_PART = 64;
+
+template <class T, int MR>
+INLINE void sum_parts(const uint32_t *x, size_t stride, const uint32_t *panel, int words, Ahead ahead,
+                      vf (*acc)[TILE_VECTORS]) {
+    if (sizeof(T) < sizeof(float)) return sum_tile<T, MR>(x, stride, panel, words, ahead, acc);
+    for (int k = 0; k < words; k += FLOAT_PART) {
+        vf part[MR][TILE_VECTORS] = {};
+        sum_tile<T, MR>(x + k, stride, panel + (size_t)k * PANEL, std::min(FLOAT_PART, words - k), ahead, part);
+        for (int m = 0; m < MR; m++)
+            for (int v = 0; v < TILE_VECTORS; v++) acc[m][v] += part[m][v];
+    }
+}
+
+// One vector of sums to its place, of which `left` columns are still there.
+INLINE void write_sums(vf sums, const float *bias, float *to, int left, Into into) {
+    if (bias) sums += load(bias);
+    if (left >= LANES)
+        store(to, into == Into::ADD ? load(to) + sums : sums);
+    else if (left > 0)
+        store_some(to, into == Into::ADD ? load_some(to, left) + sums : sums, left);
 }
 
 template <class T, int MR>
-INLINE void linear_tile(const T *x, size_t x_stride, const T *w, const T *bias, int depth, int count, float *y,
-                        size_t y_stride, Into into) {
-    const T *rows[NR];
-    // Past the last row its neighbour is computed again and dropped.
-    for (int n = 0; n < NR; n++) rows[n] = w + (size_t)std::min(n, count - 1) * depth;
-    float out[MR][NR];
-    dot_tile<T, MR>(x, x_stride, rows, depth, out);
-    if (bias)
+static void panel_tile(const T *x, size_t x_stride, const uint32_t *panel, int words, const float *bias, int count,
+                       float *y, size_t y_stride, Into into, Ahead ahead) {
+    for (int n = 0; n < count; n += TILE_VECTORS * LANES) {
+        vf acc[MR][TILE_VECTORS] = {};
+        sum_parts<T, MR>((const uint32_t *)x, x_stride / PER_WORD<T>, panel + n, words, ahead, acc);
         for (int m = 0; m < MR; m++)
-            for (int n = 0; n < std::min(count, NR); n++) out[m][n] += to_float(bias[n]);
-    // Numbers that the compiler knows make these a few moves instead of calls.
-    if (count >= NR)
-        write_tile<MR>(out, NR, y, y_stride, into);
-    else
-        write_tile<MR>(out, count, y, y_stride, into);
-}
-
-// Rows `first .. first + count` of `matrix` times `m_count` rows of `x`; `y` points at the first of them.
-template <class T>
-static void linear_block(const T *x, size_t x_stride, int m_count, const Matrix &matrix, int first, int count,
-                         float *y, size_t y_stride, Into into) {
-    const int depth = (int)matrix.columns;
-    const T *w = (const T *)matrix.weight + (size_t)first * depth;
-    const T *bias = matrix.bias ? (const T *)matrix.bias + first : nullptr;
-    const int fitting = (int)(ACTIVATION_BYTES / (depth * sizeof(T)));
-    const int block = std::max(6, fitting / 6 * 6);
-    for (int m0 = 0; m0 < m_count; m0 += block) {
-        const int m1 = std::min(m_count, m0 + block);
-        const int tiles = (m1 - m0 + 5) / 6;
-        const size_t next_bytes = 4 * (size_t)depth * sizeof(T), piece = next_bytes / tiles + 1;
-        for (int n = 0; n < count; n += 4) {
-            const T *wn = w + (size_t)n * depth;
-            const T *bn = bias ? bias + n : nullptr;
-            // While these rows are used, the next ones are fetched, a piece with each tile.
-            const char *next = (const char *)(wn + 4 * (size_t)depth), *const next_end = next + next_bytes;
-            const bool fetch = m0 == 0 && n + 4 < count;
-#define TILE(MR) \
-    linear_tile<T, MR>(x + m * x_stride, x_stride, wn, bn, depth, count - n, y + m * y_stride + n, y_stride, into)
-            int m = m0;
-            for (int left = tiles; left > 0; left--) {
-                for (const char *stop = next + piece; fetch && next < stop && next < next_end; next += 64)
-                    __builtin_prefetch(next);
-                const int rows = (m1 - m + left - 1) / left;  // tiles of like height
-                switch (rows) {
-                case 1: TILE(1); break;
-                case 2: TILE(2); break;
-                case 3: TILE(3); break;
-                case 4: TILE(4); break;
-                case 5: TILE(5); break;
-                case 6: TILE(6); break;
-                }
-                m += rows;
+            for (int v = 0; v < TILE_VECTORS; v++) {
+                const int at = n + v * LANES;
+                write_sums(acc[m][v], bias ? bias + at : nullptr, y + m * y_stride + at, count - at, into);
             }
-#undef TILE
-        }
     }
 }
 
-// Outputs of a product are dealt out in blocks: small enough that every thread gets several.
-inline int block_of_rows(int64_t rows, int64_t threads) {
-    const int64_t fair = (rows / (threads * 8) + 15) / 16 * 16;
-    return (int)std::clamp<int64_t>(fair, 16, 64);
+template <class T>
+INLINE void panel_rows(int rows, const T *x, size_t x_stride, const uint32_t *panel, int words, const float *bias,
+                       int count, float *y, size_t y_stride, Into into, Ahead ahead) {
+#define CASE(MR)                                                                                        \
+    case MR:                                                                                            \
+        if constexpr (MR <= TILE_TOKENS)                                                                \
+            panel_tile<T, MR>(x, x_stride, panel, words, bias, count, y, y_stride, into, ahead);        \
+        break;
+    switch (rows) {
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+    }
+#undef CASE
 }
 
-// So many token rows at a time share a reading of a block of weights.
-constexpr int TOKEN_BLOCK = 240;
+#if SFLLM_AMX
+// The same by matrix tiles.
+static void panel_by_tiles(const bf16 *x, size_t x_stride, int tokens, const uint32_t *panel, int columns,
+                           const float *bias, int count, float *y, size_t y_stride, Into into, Ahead ahead) {
+    using namespace amx;
+    alignas(64) float sums[4][SIDE * SIDE];
+    const size_t step = ahead.step * DEPTH / PER_WORD<bf16>;
+    for (int t = 0; t < tokens; t += 2 * SIDE) {
+        const int first = std::min(tokens - t, SIDE), second = std::min(tokens - t - SIDE, SIDE);
+        begin(first, second);
+        (second > 0 ? panel_sums<true> : panel_sums<false>)(x + t * x_stride, x_stride, panel, columns, ahead.from, step, sums);
+        end();
+        ahead.from += columns / DEPTH * step;
+        for (int m = 0; m < std::min(tokens - t, 2 * SIDE); m++)
+            for (int n = 0; n < PANEL; n += LANES)
+                write_sums(load(sums[m / SIDE * 2 + n / SIDE] + m % SIDE * SIDE + n % SIDE), bias ? bias + n : nullptr,
+                           y + (t + m) * y_stride + n, count - n, into);
+    }
+}
+#endif
 
-// Rows of activations, and the same packed for tiles where those serve; else null.
-template <class T> struct Tokens {
-    const T *rows;
-    int64_t stride, count;
-    const uint32_t *packed;
+// `tokens` rows of `x` times the first `count` rows of panel `index`; `y` points at the first output.
+// `next` is the panel that this thread is likely to need afterwards.
+template <class T>
+static void linear_panel(const T *x, size_t x_stride, int tokens, const Matrix &matrix, int64_t index, int count,
+                         float *y, size_t y_stride, Into into, int64_t next) {
+    const size_t bytes = panel_bytes<T>(matrix);
+    const int words = (int)(matrix.columns / PER_WORD<T>);
+    const uint32_t *panel = (const uint32_t *)panel_memory(matrix, index, bytes);
+    const float *bias = matrix.bias ? matrix.bias + index * PANEL : nullptr;
+    const int tiles = (tokens + TILE_TOKENS - 1) / TILE_TOKENS;
+    // One tile reads as fast as memory gives; with more, the memory would rest while they compute.
+    const bool fetch = tiles > 1 && next < matrix.rows / PANEL;
+    Ahead ahead{fetch ? panel_memory(matrix, next, bytes) : (const char *)panel, fetch ? PANEL * sizeof(float) / tiles : 0};
+#if SFLLM_AMX
+    if constexpr (sizeof(T) == sizeof(bf16))
+        if (amx::serves(matrix.columns))
+            return panel_by_tiles(x, x_stride, tokens, panel, (int)matrix.columns, bias, count, y, y_stride, into, ahead);
+#endif
+    for (int m = 0, left = tiles; left > 0; left--) {
+        const int rows = (tokens - m + left - 1) / left;  // tiles of like height
+        panel_rows<T>(rows, x + m * x_stride, x_stride, panel, words, bias, count, y + m * y_stride, y_stride, into,
+                      ahead);
+        ahead.from += ahead.step * words;
+        m += rows;
+    }
+}
+
+// Token rows are taken in blocks of like height that stay in the cache while panels pass by.
+class TokenBlocks {
+  public:
+    static constexpr int64_t LARGEST = 240;
+
+    explicit TokenBlocks(int64_t tokens) : tokens(tokens), count(std::max<int64_t>(1, (tokens + LARGEST - 1) / LARGEST)) {
+        const int64_t fair = (tokens + count - 1) / count;
+        height = (fair + TILE_TOKENS - 1) / TILE_TOKENS * TILE_TOKENS;
+    }
+
+    int64_t first(int64_t block) const { return block * height; }
+    int rows(int64_t block) const { return (int)std::clamp<int64_t>(tokens - first(block), 0, height); }
+
+    const int64_t tokens, count;
+
+  private:
+    int64_t height;
 };
+static_assert(TokenBlocks::LARGEST % TILE_TOKENS == 0);
 
-template <class T> size_t packed_words(int64_t tokens, int64_t depth) {
-#if SFLLM_AMX
-    if (std::is_same_v<T, bf16> && amx::serves(tokens, depth)) return amx::packed_words(tokens, depth);
-#endif
-    (void)tokens, (void)depth;
-    return 0;
-}
-
-// Called by all threads of a team. `memory` has room for `packed_words`.
+// The whole product, to or onto the first `outputs` columns of `y`. Called by all threads of a team, who wait
+// for each other afterwards.
 template <class T>
-Tokens<T> share_tokens(const T *rows, int64_t stride, int64_t count, int64_t depth, uint32_t *memory) {
-#if SFLLM_AMX
-    if constexpr (std::is_same_v<T, bf16>)
-        if (amx::serves(count, depth)) {
-#pragma omp for schedule(static)
-            for (int64_t t = 0; t < count; t += amx::SIDE)
-                amx::pack(rows + t * stride, stride, (int)std::min<int64_t>(amx::SIDE, count - t), (int)depth,
-                          memory + t * depth / 2);
-            return {rows, stride, count, memory};
-        }
-#endif
-    (void)depth, (void)memory;
-    return {rows, stride, count, nullptr};
-}
-
-// Up to TOKEN_BLOCK tokens from `t` on times rows `first .. first + count` of `matrix`, to `y`.
-template <class T>
-void linear_part(const Tokens<T> &x, int64_t t, const Matrix &matrix, int first, int count, float *y,
-                 size_t y_stride, Into into) {
-    const int tokens = (int)std::min<int64_t>(TOKEN_BLOCK, x.count - t);
-#if SFLLM_AMX
-    if constexpr (std::is_same_v<T, bf16>)
-        if (x.packed) {
-            const int depth = (int)matrix.columns, tiled = count / amx::SIDE * amx::SIDE;
-            amx::multiply_block(x.packed + t * depth / 2, (const T *)matrix.weight + (size_t)first * depth, depth,
-                                tiled, tokens, y, y_stride, into == Into::ADD);
-            for (int m = 0; matrix.bias && m < tokens; m++)
-                for (int n = 0; n < tiled; n++) y[m * y_stride + n] += to_float(((const T *)matrix.bias)[first + n]);
-            first += tiled, count -= tiled, y += tiled;
-            if (!count) return;
-        }
-#endif
-    linear_block(x.rows + t * x.stride, x.stride, tokens, matrix, first, count, y, y_stride, into);
-}
-
-// The whole product. Called by all threads of a team, who share its blocks.
-template <class T>
-void product(const Tokens<T> &x, const Matrix &matrix, float *y, int64_t y_stride, Into into, int64_t threads) {
-    const int rows = block_of_rows(matrix.rows, threads);
-#pragma omp for schedule(dynamic) collapse(2)
-    for (int64_t t = 0; t < x.count; t += TOKEN_BLOCK)
-        for (int64_t n = 0; n < matrix.rows; n += rows)
-            linear_part(x, t, matrix, (int)n, (int)std::min<int64_t>(rows, matrix.rows - n), y + t * y_stride + n,
-                        y_stride, into);
+void product(Team &team, const T *x, int64_t x_stride, int64_t tokens, const Matrix &matrix, int64_t outputs, float *y,
+             int64_t y_stride, Into into) {
+    const TokenBlocks blocks(tokens);
+    const int64_t panels = matrix.rows / PANEL;
+    team.share(blocks.count * panels, [&](int64_t i) {
+        const int64_t first = blocks.first(i / panels), panel = i % panels;
+        const int count = (int)std::min<int64_t>(PANEL, outputs - panel * PANEL);
+        linear_panel(x + first * x_stride, x_stride, blocks.rows(i / panels), matrix, panel, count,
+                     y + first * y_stride + panel * PANEL, y_stride, into, team.upcoming() % panels);
+    });
+    team.wait();
 }

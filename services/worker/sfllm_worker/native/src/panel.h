@@ -1,97 +1,119 @@
-// Products with a packed right side, for attention: `c[m] = c[m] * factor[m] + a[m] . panel`.
-//
-// A word is what one lane multiplies at once: a float, or two neighbouring bfloat16. A row of `a` is a run
-// of words, a panel has a row of columns for each word. Sums run along the words, one after the other.
+// The two products of attention over a tile of keys, with keys and values read where they lie.
 
 #pragma once
 
-#include "dot.h"
+#include "blocks.h"
 
-template <class T> constexpr int PER_WORD = sizeof(float) / sizeof(T);
+// Keys of a tile.
+constexpr int KEYS = 64;
+constexpr int KEY_VECTORS = KEYS / LANES;
 
-template <class T> INLINE typename Pairs<T>::V splat_word(const uint32_t *word) {
-    return (typename Pairs<T>::V)(vu{} + *word);
-}
+// Where the words of a tile lie. Those of keys outside of a range may be anything.
+struct TileWords {
+    const uint32_t *keys[KEY_VECTORS];  // word w of a vector of keys is at `keys[v] + w * key_stride`
+    size_t key_stride;
+    const uint32_t *values[KEYS];       // by words of neighbouring keys
+};
 
-template <class T, int MR, int VECTORS>
-INLINE void panel_tile(const uint32_t *a, int a_stride, const uint32_t *panel, int columns, int depth, float *c,
-                       int c_stride, const float *factors) {
-    typedef typename Pairs<T>::V V;
-    vf acc[MR][VECTORS];
-    for (int m = 0; m < MR; m++)
-        for (int v = 0; v < VECTORS; v++)
-            acc[m][v] = factors ? load(c + m * c_stride + v * LANES) * factors[m] : vf{};
-    for (int k = 0; k < depth; k++) {
-        V column[VECTORS];
+template <class T> INLINE typename Words<T>::V load_words(const uint32_t *from) { return load_as<typename Words<T>::V>(from); }
+
+// `scores[m][v] = queries[m] . keys[v]` for MR rows and V vectors. `next` is fetched meanwhile, unless null.
+template <class T, int MR, int V>
+INLINE void score_tile(const uint32_t *queries, int words, const TileWords &tile, int first, const TileWords *next,
+                       float *scores) {
+    vf acc[MR][V] = {};
+    const uint32_t *at[V], *ahead[V];
+    for (int v = 0; v < V; v++) {
+        at[v] = tile.keys[first + v];
+        ahead[v] = next ? next->keys[first + v] : at[v];
+    }
+    const size_t stride = tile.key_stride, step = next ? next->key_stride : stride;
+    for (int w = 0; w < words; w++) {
+        typename Words<T>::V column[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < VECTORS; v++) column[v] = load_as<V>(panel + (size_t)k * columns + v * LANES);
+        for (int v = 0; v < V; v++) {
+            column[v] = load_words<T>(at[v] + w * stride);
+            if (MR <= 4) __builtin_prefetch(ahead[v] + w * step);
+        }
 #pragma GCC unroll 8
         for (int m = 0; m < MR; m++) {
-            V word = splat_word<T>(a + m * a_stride + k);
+            const auto word = splat_word<T>(queries + m * words + w);
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; v++) acc[m][v] = Pairs<T>::dot(acc[m][v], word, column[v]);
+            for (int v = 0; v < V; v++) acc[m][v] = Words<T>::dot(acc[m][v], word, column[v]);
         }
     }
     for (int m = 0; m < MR; m++)
-        for (int v = 0; v < VECTORS; v++) store(c + m * c_stride + v * LANES, acc[m][v]);
+        for (int v = 0; v < V; v++) store(scores + m * KEYS + (first + v) * LANES, acc[m][v]);
 }
 
 template <class T, int MR>
-static void panel_rows(const uint32_t *a, int a_stride, const uint32_t *panel, int columns, int vectors, int depth,
-                       float *c, int c_stride, const float *factors) {
-    int v = 0;
-    for (; v + 4 <= vectors; v += 4)
-        panel_tile<T, MR, 4>(a, a_stride, panel + v * LANES, columns, depth, c + v * LANES, c_stride, factors);
-    for (; v < vectors; v++)
-        panel_tile<T, MR, 1>(a, a_stride, panel + v * LANES, columns, depth, c + v * LANES, c_stride, factors);
+static void score_rows(const uint32_t *queries, int words, const TileWords &tile, int begin, int end,
+                       const TileWords *next, float *scores) {
+    int v = begin;
+    for (; v + 4 <= end; v += 4) score_tile<T, MR, 4>(queries, words, tile, v, next, scores);
+    for (; v < end; v++) score_tile<T, MR, 1>(queries, words, tile, v, next, scores);
 }
 
-// `rows` rows of `a` (each `a_stride` words) with the first `vectors` vectors of a panel's `columns`.
-// Without factors `c` is overwritten.
-template <class T>
-static void multiply_panel(const uint32_t *a, int a_stride, int rows, const uint32_t *panel, int columns,
-                           int vectors, int depth, float *c, int c_stride, const float *factors) {
-#define ROWS(MR)                                                                                        \
-    panel_rows<T, MR>(a + (size_t)m * a_stride, a_stride, panel, columns, vectors, depth,               \
-                      c + (size_t)m * c_stride, c_stride, factors ? factors + m : nullptr)
-    int m = 0;
-    for (; m + 6 <= rows; m += 6) ROWS(6);
-    switch (rows - m) {
-    case 1: ROWS(1); break;
-    case 2: ROWS(2); break;
-    case 3: ROWS(3); break;
-    case 4: ROWS(4); break;
-    case 5: ROWS(5); break;
-    }
-#undef ROWS
+// A vector of a row of values; beyond the head's `columns` are zeros, because memory may end there.
+template <class T, bool WHOLE> INLINE typename Words<T>::V load_value(const uint32_t *from, int columns) {
+    if (WHOLE) return load_words<T>(from);
+    typename Words<T>::V v = {};
+    memcpy(&v, from, columns * sizeof(uint32_t));
+    return v;
 }
 
-// For each distance a power of two: which lanes of two rows make the lower row, and which the upper.
-struct TransposeLanes {
-    int32_t low[4][LANES] = {}, high[4][LANES] = {};
-    constexpr TransposeLanes() {
-        for (int step = 0; 1 << step < LANES; step++)
-            for (int i = 0; i < LANES; i++) {
-                const int d = 1 << step;
-                low[step][i] = i & d ? LANES + i - d : i;
-                high[step][i] = i & d ? LANES + i : i + d;
-            }
-    }
-};
-alignas(64) constexpr TransposeLanes TRANSPOSE_LANES;
-
-// Turns LANES vectors of LANES words around: lane i of vector j becomes lane j of vector i.
-INLINE void transpose_words(vi *rows) {
+// `sums[m] = sums[m] * factors[m] + weights[m] . values` for MR rows and V vectors of channels from `column` on.
+template <class T, int MR, int V, bool WHOLE>
+INLINE void value_tile(const uint32_t *weights, const TileWords &tile, int begin, int end, bool odd, int column,
+                       int columns, const TileWords *next, float *sums, int stride, const float *factors) {
+    constexpr int ROW = KEYS / PER_WORD<T>;
+    vf acc[MR][V];
+    for (int m = 0; m < MR; m++)
+        for (int v = 0; v < V; v++) acc[m][v] = load(sums + m * stride + column + v * LANES) * factors[m];
+    typedef typename Words<T>::V Vector;
+    for (int j = begin; j < end; j++) {
+        const uint32_t *row = tile.values[j] + column, *ahead = next ? next->values[j] + column : row;
+        Vector values[V];
 #pragma GCC unroll 4
-    for (int step = 0; 1 << step < LANES; step++) {
-        const int d = 1 << step;
-        const vi low = load_as<vi>(TRANSPOSE_LANES.low[step]), high = load_as<vi>(TRANSPOSE_LANES.high[step]);
-#pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) {
-            if (i & d) continue;
-            const vi a = rows[i], b = rows[i + d];
-            rows[i] = __builtin_shuffle(a, b, low);
-            rows[i + d] = __builtin_shuffle(a, b, high);
+        for (int v = 0; v < V; v++) {
+            values[v] = load_value<T, WHOLE>(row + v * LANES, columns);
+            if (MR <= 4) __builtin_prefetch(ahead + v * LANES);
         }
+        // The last key has no neighbour yet, and what will be overwritten there may be anything.
+        if (PER_WORD<T> == 2 && odd && j + 1 == end)
+            for (int v = 0; v < V; v++) values[v] = (Vector)((vu)values[v] & 0xffff);
+#pragma GCC unroll 8
+        for (int m = 0; m < MR; m++) {
+            const auto word = splat_word<T>(weights + m * ROW + j);
+#pragma GCC unroll 4
+            for (int v = 0; v < V; v++) acc[m][v] = Words<T>::dot(acc[m][v], word, values[v]);
+        }
+    }
+    for (int m = 0; m < MR; m++)
+        for (int v = 0; v < V; v++) store(sums + m * stride + column + v * LANES, acc[m][v]);
+}
+
+template <class T, int MR>
+static void value_rows(const uint32_t *weights, const TileWords &tile, int begin, int end, bool odd, int head_dim,
+                       const TileWords *next, float *sums, int stride, const float *factors) {
+    int i = 0;
+    for (; i + 4 * LANES <= head_dim; i += 4 * LANES)
+        value_tile<T, MR, 4, true>(weights, tile, begin, end, odd, i, LANES, next, sums, stride, factors);
+    for (; i + LANES <= head_dim; i += LANES)
+        value_tile<T, MR, 1, true>(weights, tile, begin, end, odd, i, LANES, next, sums, stride, factors);
+    if (i < head_dim)
+        value_tile<T, MR, 1, false>(weights, tile, begin, end, odd, i, head_dim - i, next, sums, stride, factors);
+}
+
+// Calls `work` with the number of rows as a constant and the first row, for all of `rows`.
+template <class Work> INLINE void by_rows(int rows, Work work) {
+    int m = 0;
+    for (; m + 6 <= rows; m += 6) work(std::integral_constant<int, 6>(), m);
+    switch (rows - m) {
+    case 1: return work(std::integral_constant<int, 1>(), m);
+    case 2: return work(std::integral_constant<int, 2>(), m);
+    case 3: return work(std::integral_constant<int, 3>(), m);
+    case 4: return work(std::integral_constant<int, 4>(), m);
+    case 5: return work(std::integral_constant<int, 5>(), m);
     }
 }

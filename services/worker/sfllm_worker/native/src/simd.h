@@ -42,7 +42,14 @@ template <class V> INLINE V load_as(const void *p) {
 INLINE vf splat(float x) { return vf{} + x; }
 INLINE vi splat_int(int32_t x) { return vi{} + x; }
 INLINE vf choose(vi mask, vf yes, vf no) { return (vf)(((vi)yes & mask) | ((vi)no & ~mask)); }
-INLINE vf maximum(vf a, vf b) { return choose(a > b, a, b); }
+// NaN in `b` stays.
+INLINE vf maximum(vf a, vf b) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+    return choose(a > b, a, b);
+#endif
+}
 // NaN in `a` stays.
 INLINE vf minimum(vf a, vf b) { return choose(a > b, b, a); }
 
@@ -124,6 +131,22 @@ INLINE float largest(vf v) {
     return v[0];
 }
 
+// Turns LANES rows into one vector: lane i is row i, reduced by halves in the order of `sum`.
+template <class Operation> INLINE vf reduce_rows(vf *rows, Operation operation) {
+    const vi lanes = lane_numbers();
+#pragma GCC unroll 4
+    for (int half = LANES / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++) {
+            const vf a = rows[i], b = rows[i + half];
+            const vi second = (lanes & half) != 0;
+            const vf own = choose(second, b, a);
+            const vf other = __builtin_shuffle(a, b, (lanes ^ half) + (second & LANES));
+            rows[i] = operation(own, other);
+        }
+    return rows[0];
+}
+
 // e to the x within 2 units in the last place (the polynomial of Cephes' expf). Below -87 the result is 0,
 // from 88 on it grows no more; NaN stays.
 INLINE vf exponential(vf x) {
@@ -145,6 +168,31 @@ INLINE vf exponential(vf x) {
     p = p * r * r + r + 1.0f;
     vf power = (vf)((((vi)shifted - (vi)magic) + 127) << 23);
     return choose(underflows, vf{}, p * power);
+}
+
+// 2 to the x for x <= 0 within 3 units in the last place; from -160 down (elsewhere from -127) exactly 0. NaN stays.
+INLINE vf power_of_two(vf x) {
+#if defined(__AVX512F__)
+    x = maximum(splat(-160.0f), x);
+#else
+    x = maximum(splat(-127.0f), x);
+#endif
+    // Adding and taking away 1.5 * 2^23 rounds to a whole number.
+    const vf magic = splat(12582912.0f);
+    const vf shifted = x + magic, n = shifted - magic, r = x - n;
+    // Of least relative error for |r| <= 1/2, 2e-9 before rounding.
+    vf p = splat(1.53533184e-4f);
+    p = p * r + 1.33988651e-3f;
+    p = p * r + 9.61843742e-3f;
+    p = p * r + 5.55033249e-2f;
+    p = p * r + 2.40226479e-1f;
+    p = p * r + 6.93147203e-1f;
+    p = p * r + 1.0f;
+#if defined(__AVX512F__)
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
+    return p * (vf)(((vi)shifted - (vi)magic + 127) << 23);
+#endif
 }
 
 INLINE vf hyperbolic_tangent(vf x) {

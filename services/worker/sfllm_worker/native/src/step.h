@@ -8,7 +8,10 @@
 enum ElementType : int64_t { FLOAT32 = 0, BFLOAT16 = 1 };
 
 struct LayerSpec {
-    Matrix qkv, output, gate_up, down;
+    Matrix qkv;     // each head's rows padded to whole panels
+    Matrix output;
+    Matrix gate_up; // the gates' rows padded to whole panels, then the others
+    Matrix down;
     const float *input_norm;
     const float *qk_norm;              // [heads + kv_heads, head_dim] or null
     const float *post_attention_norm;  // or null
@@ -21,8 +24,7 @@ struct LayerSpec {
 struct ModelSpec {
     int64_t element_type, hidden_size, intermediate_size, heads, kv_heads, head_dim, num_layers;
     int64_t activation;
-    float norm_eps, attention_scale, attention_soft_cap, embedding_scale;
-    const void *embedding;  // [vocabulary, hidden_size]
+    float norm_eps, attention_scale, attention_soft_cap;
     const float *final_norm;
     const LayerSpec *layers;
 };
@@ -34,19 +36,19 @@ struct RotationSpec {
 };
 
 struct KVSpec {
-    void *storage;  // [layers, 2, blocks, kv_heads, block_size, head_dim]
+    void *storage;  // [layers, 2, blocks, kv_heads, block_size * head_dim], see blocks.h
     int64_t num_blocks, block_size;
 };
 
 struct StepSpec {
     int64_t num_tokens, num_sequences, table_width;
-    const int64_t *token_ids, *positions, *slots;  // [num_tokens]
+    const int64_t *positions, *slots;              // [num_tokens]
     const int64_t *context_lens, *last_rows;       // [num_sequences]
     const int64_t *block_tables;                   // [num_sequences, table_width]
     const RotationSpec *rotations;
-    float *hidden;   // [num_tokens, hidden_size], working memory
-    float *wide;     // [num_tokens, the widest product's outputs], working memory
-    void *narrow;    // [num_tokens, max(hidden_size + intermediate_size, 2 * heads * head_dim)], working memory
+    float *hidden;   // [num_tokens, hidden_size]: the embedded tokens, then working memory
+    float *added;    // [num_tokens, hidden_size], working memory
+    void *narrow;    // [num_tokens, hidden_size + max(intermediate_size, 2 * heads * head_dim)], working memory
     void *result;    // [num_tokens, hidden_size]: the final, normed hidden rows
     int64_t threads;
 };
@@ -55,6 +57,7 @@ struct StepSpec {
 struct AttentionSpec {
     int64_t element_type, heads, kv_heads, head_dim, block_size, window;
     float scale, soft_cap;
-    const void *queries, *keys, *values;  // [num_tokens, heads, head_dim] and one layer of the cache
+    const void *queries;  // [num_tokens, heads, head_dim]
+    void *keys, *values;  // one layer of the cache
     void *result;                         // like the queries
 };

@@ -2,13 +2,12 @@
 
 #pragma once
 
-#include <omp.h>
-
 #include <algorithm>
 #include <vector>
 
 #include "attention.h"
 #include "step.h"
+#include "team.h"
 
 // Queries of one sequence and key head over a range of keys.
 struct AttentionTask {
@@ -22,7 +21,7 @@ struct AttentionTask {
 // The cuts are those at which `attend_all` starts a new partial result in any case.
 inline std::vector<AttentionTask> attention_tasks(const StepSpec &step, const Shape &shape, int64_t window) {
     std::vector<AttentionTask> tasks;
-    const int per_tile = shape.tokens_per_tile();
+    const int per_tile = tokens_per_tile(shape);
     const bool few = step.num_sequences * shape.kv_heads < 4 * step.threads;
     int64_t row = 0, splits = 0;
     for (int64_t i = 0; i < step.num_sequences; i++) {
@@ -80,32 +79,32 @@ void attend_all(const Attention<T> &attention, const AttentionTask &task, const 
     }
 }
 
-// Called by all threads of a team. `q` and `out` are the step's rows `[num_tokens, heads, head_dim]`;
-// `scratch` is the thread's own, `partials` everyone's.
+// Called by all threads of a team, who wait for each other afterwards. `q` and `out` are the step's rows
+// `[num_tokens, heads, head_dim]`; `scratch` is the thread's own, `partials` everyone's.
 template <class T>
-void run_attention(const Attention<T> &attention, const std::vector<AttentionTask> &tasks, float *partials,
+void run_attention(Team &team, const Attention<T> &attention, const std::vector<AttentionTask> &tasks, float *partials,
                    const T *q, T *out, float *scratch) {
     const Shape &s = attention.s;
-    const size_t each = Partial::floats(s), row_size = (size_t)s.heads * s.head_dim;
+    const size_t each = Partial::floats(s), row_size = (size_t)s.heads * s.head_dim, count = tasks.size();
     uint32_t *rest = (uint32_t *)(scratch + 2 * each);
-#pragma omp for schedule(dynamic)
-    for (size_t i = 0; i < tasks.size(); i++) {
+    team.share(count, [&](int64_t i) {
         const AttentionTask &task = tasks[i];
         const Partial total(task.split < 0 ? scratch : partials + task.split * each, s);
-        const AttentionTask &following = tasks[std::min(i + omp_get_num_threads(), tasks.size() - 1)];
+        const AttentionTask &following = tasks[std::min<size_t>(team.upcoming(), count - 1)];
         attend_all(attention, task, following, q + task.row * row_size, total, Partial(scratch + each, s), rest);
         if (task.split < 0) attention.finish(total, task.queries, out + task.row * row_size);
-    }
+    });
+    team.wait();
     if (!partials) return;
     // The first split of each query takes in the later ones, which follow it.
-#pragma omp for schedule(dynamic)
-    for (size_t i = 0; i < tasks.size(); i++) {
+    team.share(count, [&](int64_t i) {
         const AttentionTask &task = tasks[i];
         const bool first = task.split >= 0 && (i == 0 || tasks[i - 1].split < 0 || tasks[i - 1].keys.end != task.keys.begin);
-        if (!first) continue;
+        if (!first) return;
         const Partial total(partials + task.split * each, s);
-        for (size_t j = i + 1; j < tasks.size() && tasks[j].split >= 0 && tasks[j].keys.begin == tasks[j - 1].keys.end; j++)
+        for (size_t j = i + 1; j < count && tasks[j].split >= 0 && tasks[j].keys.begin == tasks[j - 1].keys.end; j++)
             merge(total, Partial(partials + tasks[j].split * each, s), task.queries.tokens * s.group(), s);
         attention.finish(total, task.queries, out + task.row * row_size);
-    }
+    });
+    team.wait();
 }

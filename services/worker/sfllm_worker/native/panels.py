@@ -1,0 +1,94 @@
+"""Weights of linear layers in the layout that the native products read; see `src/linear.h`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
+from torch import Tensor
+
+from sfllm_worker.model.layers import DenseLinear, Linear
+from sfllm_worker.native import structures as s
+
+PANEL = 32
+"""Rows of a weight that lie side by side."""
+_WORD_BYTES = 4
+
+
+class PanelLinear:
+    """A linear layer whose weight lies in panels: 32 rows side by side, a word of each after the other.
+
+    Rows come in units (heads, or gates and what they are multiplied by); each unit is padded with zeros to
+    whole panels, so that a native product can take a unit by its panels.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, unit: int) -> None:
+        """Pack `weight` `[out_features, in_features]`, in units of `unit` rows. Columns must fill words."""
+        self.out_features, self.in_features = weight.shape
+        self.dtype = weight.dtype
+        self.unit = unit
+        rows = _pad_units(weight, unit).view(torch.int32)
+        self.panels = rows.view(-1, PANEL, rows.shape[1]).transpose(1, 2).contiguous()
+        """int32 `[panels, words, 32]`: one float32 or two bfloat16 in a word."""
+        self.bias = None if bias is None else _pad_units(bias.to(torch.float32)[:, None], unit).flatten()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory that weight and bias take."""
+        bias_bytes: int = 0 if self.bias is None else self.bias.nbytes
+        return int(self.panels.nbytes) + bias_bytes
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map `x` `[n, in_features]` to `[n, out_features]`, by way of the plain weight: slow."""
+        bias = None if self.bias is None else self._without_padding(self.bias[:, None])[:, 0].to(self.dtype)
+        return F.linear(x, self.dense(), bias)
+
+    def dense(self) -> Tensor:
+        """The plain weight `[out_features, in_features]`."""
+        rows = self.panels.transpose(1, 2).reshape(-1, self.panels.shape[1])
+        return self._without_padding(rows.view(self.dtype))
+
+    def matrix(self) -> s.Matrix:
+        """What the native library is given; this object must live as long."""
+        bias = None if self.bias is None else self.bias.data_ptr()
+        return s.Matrix(self.panels.data_ptr(), bias, len(self.panels) * PANEL, self.in_features)
+
+    def _without_padding(self, rows: Tensor) -> Tensor:
+        padded = len(rows) * self.unit // self.out_features
+        return rows.view(-1, padded, rows.shape[1])[:, : self.unit].reshape(self.out_features, -1)
+
+
+class PanelEmbedding:
+    """Rows of a head by token id, for models that have one weight for both."""
+
+    def __init__(self, head: PanelLinear) -> None:
+        self._head = head
+        self.dtype = head.dtype
+        self.device = head.panels.device
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the weight takes."""
+        return self._head.weight_bytes
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        """`[n, hidden_size]` for int64 `[n]`."""
+        return self._head.panels[token_ids // PANEL, :, token_ids % PANEL].view(self.dtype)
+
+
+def pack_linear(linear: Linear, unit: int) -> PanelLinear:
+    """The same layer in panels. Raises TypeError for a kind that has no plain weight."""
+    if isinstance(linear, PanelLinear):
+        return linear
+    if not isinstance(linear, DenseLinear):
+        raise TypeError(f"{type(linear).__name__} has no plain weight")
+    return PanelLinear(linear.weight, linear.bias, unit)
+
+
+def columns_fill_words(columns: int, dtype: torch.dtype) -> bool:
+    """Whether a row of so many elements can be cut into words."""
+    return columns * dtype.itemsize % _WORD_BYTES == 0
+
+
+def _pad_units(rows: Tensor, unit: int) -> Tensor:
+    """Rows `[n, columns]` with every `unit` rows filled up with zeros to whole panels."""
+    return F.pad(rows.reshape(-1, unit, rows.shape[1]), (0, 0, 0, -unit % PANEL)).flatten(0, 1).contiguous()
