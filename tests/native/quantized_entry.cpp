@@ -1,4 +1,4 @@
-// What the tests call of src/quantized.h, and a loop that measures it.
+// What the tests call of src/quantized.h.
 
 #include "quantized.h"
 
@@ -12,13 +12,5 @@ void unpack_bf16(int64_t kind, const void *panel, int64_t columns, int64_t first
 
 void unpack_float(int64_t kind, const void *panel, int64_t columns, int64_t first, int64_t last, uint32_t *out) {
     unpack_panel<float>(kind, panel, columns, first, last, out, panel);
-}
-
-void row_bf16(int64_t kind, const void *panel, int64_t row, int64_t columns, uint16_t *out) {
-    unpack_row<bf16>(kind, panel, (int)row, columns, (bf16 *)out);
-}
-
-void row_float(int64_t kind, const void *panel, int64_t row, int64_t columns, float *out) {
-    unpack_row<float>(kind, panel, (int)row, columns, out);
 }
 }

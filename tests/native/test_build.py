@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +17,9 @@ from sfllm_worker.load import load_model
 from sfllm_worker.model.decoder import Decoder
 from sfllm_worker.native import build as build_module
 from sfllm_worker.native.build import BuildError, build
+from sfllm_worker.native.choice import native_library
 from sfllm_worker.native.decoder import NativeDecoder
-from sfllm_worker.native.library import native_library
+from sfllm_worker.native.tiles import tiles_work
 
 SCRIPT = """
 import sys, torch
@@ -71,7 +73,7 @@ def test_another_kind_of_cpu_and_other_sources_get_a_library_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = build(tmp_path)
-    monkeypatch.setattr(build_module, "_cpu_flags", lambda: "fpu vme")
+    monkeypatch.setattr(build_module, "cpu_flags", lambda: "fpu vme")
     other = build(tmp_path)
     assert own != other
     sources = tmp_path / "src"
@@ -116,3 +118,21 @@ def test_the_kernels_run_every_format_that_they_know(dtype: str, native: bool) -
     decoder = load_model("tiny-llama", dtype=dtype, load_format="dummy").decoder
     assert isinstance(decoder, NativeDecoder) == native
     assert decoder.dtype == getattr(torch, dtype)
+
+
+def test_matrix_tiles_are_tried_once_and_the_answer_is_kept(tmp_path: Path) -> None:
+    library = build(tmp_path, ["-march=native", "-DSFLLM_EMULATE_AMX"])
+    assert tiles_work(library)
+    library.unlink()
+    assert tiles_work(library)
+
+
+def test_matrix_tiles_that_crash_or_are_not_there_are_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = tmp_path / "broken.so"
+    broken.write_bytes(b"not a library")
+    for library in (broken, build(tmp_path, ["-march=x86-64"] if platform.machine() == "x86_64" else [])):
+        assert not tiles_work(library)
+        assert not tiles_work(library)
+    assert len(caplog.records) == 2

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from torch import Tensor
 
 from sfllm_worker.native.build import COMPILE_FLAGS, SOURCES, BuildError, find_compiler
@@ -43,7 +42,6 @@ def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     library.panel_bytes.restype, library.panel_bytes.argtypes = c_int64, [c_int64, c_int64]
     for name in DTYPES.values():
         getattr(library, f"unpack_{name}").argtypes = [c_int64, c_void_p, *[c_int64] * 3, c_void_p]
-        getattr(library, f"row_{name}").argtypes = [c_int64, c_void_p, c_int64, c_int64, c_void_p]
     return library
 
 
@@ -112,17 +110,3 @@ def test_units_begin_panels_of_their_own(quantized: ctypes.CDLL, kind: str) -> N
     ours = unpacked(quantized, pack_panels(weight, unit=40), 64, torch.float32).view(3, 64, 64)
     assert torch.equal(ours[:, :40].reshape(120, 64), weight.dequantize())
     assert not ours[:, 40:].any()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_row_is_looked_up_as_it_is_unpacked(quantized: ctypes.CDLL, dtype: torch.dtype, kind: str) -> None:
-    weight = random_weight(kind, 64, 75)
-    panels = pack_panels(weight)
-    exact = F.pad(weight.dequantize().to(dtype), (0, 1), value=7.0)
-    for row in (0, 7, 8, 15, 16, 31, 32, 41, 63):
-        out = torch.full((76,), 7.0, dtype=dtype)
-        panel = panels.data[row // PANEL]
-        arguments = (panels.kind, panel.data_ptr(), row % PANEL, 75, out.data_ptr())
-        getattr(quantized, f"row_{DTYPES[dtype]}")(*arguments)
-        assert torch.equal(out, exact[row])

@@ -19,7 +19,8 @@ from sfllm_worker.model.attention import (
 )
 from sfllm_worker.model.config import ModelConfig
 from sfllm_worker.native import structures as s
-from sfllm_worker.native.library import check, native_library
+from sfllm_worker.native.choice import native_library
+from sfllm_worker.native.library import check
 from sfllm_worker.native.panels import columns_fill_words
 
 ELEMENT_TYPES = {torch.float32: s.FLOAT32, torch.bfloat16: s.BFLOAT16}

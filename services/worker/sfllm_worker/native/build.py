@@ -68,14 +68,14 @@ def openmp_runtime() -> Path:
 
 
 def _key(compiler: str, runtime: Path, flags: Sequence[str]) -> str:
-    parts = [_run([compiler, "--version"]), platform.machine(), _cpu_flags(), str(runtime), *flags]
+    parts = [_run([compiler, "--version"]), platform.machine(), cpu_flags(), str(runtime), *flags]
     digest = hashlib.sha256("\0".join(parts).encode())
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:20]
 
 
-def _cpu_flags() -> str:
+def cpu_flags() -> str:
     """What the CPU can do, in the kernel's words; empty where the kernel has none."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         name, _, value = line.partition(":")

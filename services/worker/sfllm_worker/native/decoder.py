@@ -20,6 +20,7 @@ from sfllm_worker.native import structures as s
 from sfllm_worker.native.attention import ELEMENT_TYPES, batch_spec, fitting_library
 from sfllm_worker.native.library import check
 from sfllm_worker.native.panels import PanelEmbedding, PanelLinear, pack_linear
+from sfllm_worker.native.quantized_panels import QuantizedPanelLinear
 
 _ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "gelu_pytorch_tanh": 2}
 _FIRST_TABLE_ROWS = 2048
@@ -188,5 +189,5 @@ def _packed(config: ModelConfig, weights: DecoderWeights) -> DecoderWeights:
 
 
 def _matrix(linear: Linear) -> s.Matrix:
-    assert isinstance(linear, PanelLinear)
+    assert isinstance(linear, PanelLinear | QuantizedPanelLinear)
     return linear.matrix()

@@ -1,18 +1,13 @@
-"""Loads the compiled kernels and says how they are called."""
+"""How the compiled kernels are called."""
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import logging
 from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
 
-from sfllm.model_files import cache_directory
 from sfllm_worker.native import structures as s
-from sfllm_worker.native.build import BuildError, build
-
-_log = logging.getLogger(__name__)
+from sfllm_worker.native.build import BuildError
 
 _SIGNATURES = {
     "sfllm_decoder_step": (c_int, [POINTER(s.ModelSpec), POINTER(s.KVSpec), POINTER(s.StepSpec)]),
@@ -37,17 +32,6 @@ def open_library(path: Path) -> ctypes.CDLL:
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library
-
-
-@functools.cache
-def native_library() -> ctypes.CDLL | None:
-    """The kernels for this machine, or None, with one warning, where they cannot be had."""
-    cache = cache_directory() / "kernels"
-    try:
-        return open_library(build(cache))
-    except (BuildError, OSError) as error:
-        _log.warning("no native kernels, so the model runs in plain torch, several times slower: %s", error)
-        return None
 
 
 def check(status: int) -> None:

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from sfllm_worker.model.layers import DenseLinear, Linear
 from sfllm_worker.native import structures as s
+from sfllm_worker.native.quantized_panels import QuantizedPanelLinear
+from sfllm_worker.quant.linear import QuantizedLinear
+from sfllm_worker.quant.panels import DENSE
 
 PANEL = 32
 """Rows of a weight that lie side by side."""
@@ -47,10 +50,19 @@ class PanelLinear:
         rows = self.panels.transpose(1, 2).reshape(-1, self.panels.shape[1])
         return self._without_padding(rows.view(self.dtype))
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lives."""
+        return self.panels.device
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of the plain weight of a layer that is one unit: `[n, in_features]` for int64 `[n]`."""
+        return self.panels[indices // PANEL, :, indices % PANEL].view(self.dtype)
+
     def matrix(self) -> s.Matrix:
         """What the native library is given; this object must live as long."""
         bias = None if self.bias is None else self.bias.data_ptr()
-        return s.Matrix(self.panels.data_ptr(), bias, len(self.panels) * PANEL, self.in_features)
+        return s.Matrix(self.panels.data_ptr(), bias, len(self.panels) * PANEL, self.in_features, DENSE)
 
     def _without_padding(self, rows: Tensor) -> Tensor:
         padded = len(rows) * self.unit // self.out_features
@@ -60,10 +72,10 @@ class PanelLinear:
 class PanelEmbedding:
     """Rows of a head by token id, for models that have one weight for both."""
 
-    def __init__(self, head: PanelLinear) -> None:
+    def __init__(self, head: PanelLinear | QuantizedPanelLinear) -> None:
         self._head = head
         self.dtype = head.dtype
-        self.device = head.panels.device
+        self.device = head.device
 
     @property
     def nbytes(self) -> int:
@@ -72,13 +84,15 @@ class PanelEmbedding:
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """`[n, hidden_size]` for int64 `[n]`."""
-        return self._head.panels[token_ids // PANEL, :, token_ids % PANEL].view(self.dtype)
+        return self._head.rows(token_ids)
 
 
-def pack_linear(linear: Linear, unit: int) -> PanelLinear:
-    """The same layer in panels. Raises TypeError for a kind that has no plain weight."""
-    if isinstance(linear, PanelLinear):
+def pack_linear(linear: Linear, unit: int) -> PanelLinear | QuantizedPanelLinear:
+    """The same layer in panels. Raises TypeError for a kind that is not known."""
+    if isinstance(linear, PanelLinear | QuantizedPanelLinear):
         return linear
+    if isinstance(linear, QuantizedLinear):
+        return QuantizedPanelLinear(linear.weight, linear.bias, unit, linear.dtype)
     if not isinstance(linear, DenseLinear):
         raise TypeError(f"{type(linear).__name__} has no plain weight")
     return PanelLinear(linear.weight, linear.bias, unit)

@@ -8,9 +8,12 @@ FLOAT32, BFLOAT16 = 0, 1
 
 
 class Matrix(Structure):
-    """A weight `[rows, columns]` in panels, and its bias in float32."""
+    """A weight `[rows, columns]` in panels, its bias in float32, and the kind of panels (`quant.panels`)."""
 
-    _fields_ = (("weight", c_void_p), ("bias", c_void_p), ("rows", c_int64), ("columns", c_int64))
+    _fields_ = (
+        *((name, c_void_p) for name in ("weight", "bias")),
+        *((name, c_int64) for name in ("rows", "columns", "kind")),
+    )
 
 
 class LayerSpec(Structure):

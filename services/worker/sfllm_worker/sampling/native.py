@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfllm_worker.native.library import check, native_library
+from sfllm_worker.native.choice import native_library
+from sfllm_worker.native.library import check
 from sfllm_worker.native.structures import SampleSpec
 from sfllm_worker.sampling.adjust import SamplingRow
 

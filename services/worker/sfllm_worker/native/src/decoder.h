@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "quantized_linear.h"
 #include "rows.h"
 #include "scratch.h"
 #include "tasks.h"

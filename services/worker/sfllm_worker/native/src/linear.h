@@ -104,6 +104,11 @@ INLINE void panel_rows(int rows, const T *x, size_t x_stride, const uint32_t *pa
 #undef CASE
 }
 
+// `linear_panel` for a weight that must be unpacked; in quantized_linear.h.
+template <class T>
+static void quantized_panel(const T *x, size_t x_stride, int tokens, const Matrix &matrix, int64_t index, int count,
+                            float *y, size_t y_stride, Into into, int64_t next);
+
 #if SFLLM_AMX
 // The same by matrix tiles.
 static void panel_by_tiles(const bf16 *x, size_t x_stride, int tokens, const uint32_t *panel, int columns,
@@ -130,6 +135,8 @@ static void panel_by_tiles(const bf16 *x, size_t x_stride, int tokens, const uin
 template <class T>
 static void linear_panel(const T *x, size_t x_stride, int tokens, const Matrix &matrix, int64_t index, int count,
                          float *y, size_t y_stride, Into into, int64_t next) {
+    if (matrix.kind != DENSE)
+        return quantized_panel(x, x_stride, tokens, matrix, index, count, y, y_stride, into, next);
     const size_t bytes = panel_bytes<T>(matrix);
     const int words = (int)(matrix.columns / PER_WORD<T>);
     const uint32_t *panel = (const uint32_t *)panel_memory(matrix, index, bytes);

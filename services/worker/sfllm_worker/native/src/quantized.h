@@ -172,23 +172,6 @@ static void unpack(const uint8_t *panel, int64_t columns, int64_t first, int64_t
         for (int i = (count - 1) * ROWS; i < count * ROWS; i++) out[i] &= 0xffff;
 }
 
-// One row's weight in one column.
-INLINE float element(int64_t kind, const uint8_t *panel, int row, int64_t column) {
-    const uint8_t *group = panel + column / GROUP * group_bytes(kind);
-    const int pair = (int)(column % GROUP) / 2, odd = (int)(column % 2);
-    const uint8_t *bytes = group + head_bytes(kind) + pair * pair_bytes(kind);
-    int value;
-    if (nibbles(kind)) {
-        const uint8_t both = bytes[row / 16 * 16 + row % 8 * 2 + odd];
-        value = (row % 16 < 8 ? both & 15 : both >> 4) - middle(kind);
-    } else {
-        value = (int8_t)bytes[2 * row + odd];
-    }
-    const float scale = from_half(load_as<uint16_t>(group + row * 2));
-    const float added = offsets(kind) ? from_half(load_as<uint16_t>(group + ROWS * 2 + row * 2)) : 0.0f;
-    return value * scale + added;
-}
-
 }  // namespace quantized
 
 // Bytes of a panel of a quantized kind.
@@ -207,15 +190,5 @@ void unpack_panel(int64_t kind, const void *panel, int64_t columns, int64_t firs
     case INT8_OFFSET: return quantized::unpack<T, INT8_OFFSET>(from, columns, first, last, out, then);
     case INT4: return quantized::unpack<T, INT4>(from, columns, first, last, out, then);
     case INT4_OFFSET: return quantized::unpack<T, INT4_OFFSET>(from, columns, first, last, out, then);
-    }
-}
-
-// Writes the `columns` elements of row `row` of a panel to `out`, for looking tokens up.
-template <class T> void unpack_row(int64_t kind, const void *panel, int row, int64_t columns, T *out) {
-    for (int64_t i = 0; i < columns; i += LANES) {
-        const int count = (int)std::min<int64_t>(LANES, columns - i);
-        float values[LANES] = {};
-        for (int j = 0; j < count; j++) values[j] = quantized::element(kind, (const uint8_t *)panel, row, i + j);
-        store_some(out + i, load(values), count);
     }
 }

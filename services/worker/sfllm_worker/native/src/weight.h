@@ -3,17 +3,22 @@
 #pragma once
 
 #include "dot.h"
+#include "quantized.h"
 
 // Rows of a weight that lie side by side: `words[columns / PER_WORD][PANEL]`.
 constexpr int PANEL = 32;
 
 struct Matrix {
-    const void *weight;     // panels of words of the model's element type
+    const void *weight;     // panels: words of the model's element type, or of a quantized kind
     const float *bias;      // [rows] or null
     int64_t rows, columns;  // rows are padded to whole panels, columns are whole words
+    int64_t kind;           // WeightKind
 };
 
-template <class T> size_t panel_bytes(const Matrix &matrix) { return matrix.columns * PANEL * sizeof(T); }
+template <class T> size_t panel_bytes(const Matrix &matrix) {
+    if (matrix.kind != DENSE) return quantized_panel_bytes(matrix.kind, matrix.columns);
+    return matrix.columns * PANEL * sizeof(T);
+}
 
 INLINE const char *panel_memory(const Matrix &matrix, int64_t index, size_t bytes) {
     return (const char *)matrix.weight + index * bytes;
