@@ -59,7 +59,8 @@ class ModelCard(Value, frozen=True):
     """What a gateway must know of a model to serve it. Its tokenizer and template are `assets`.
 
     `name` is the model's id in the API, `aliases` further names it answers to.
-    `created` is in unix seconds. `max_model_len` bounds prompt plus output tokens.
+    `created` is in unix seconds. `max_model_len` bounds prompt plus output tokens. `quantization` is how the
+    weights are held; workers that differ in it do not serve one model together.
     """
 
     name: str
@@ -71,6 +72,7 @@ class ModelCard(Value, frozen=True):
     eos_token_ids: tuple[int, ...]
     assets: tuple[Asset, ...]
     defaults: GenerationDefaults = GenerationDefaults()
+    quantization: str = "none"
 
 
 class ModelState(Value, frozen=True):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sfllm_worker.quant.linear import QuantizedEmbedding, QuantizedLinear
-from sfllm_worker.quant.panels import pack_panels, unpack_panels
+from sfllm_worker.quant.panels import PANEL, pack_panels, panel_rows
 from sfllm_worker.quant.quantize import quantize
 from sfllm_worker.quant.weight import GROUP, QuantizedWeight, stack
 
@@ -135,6 +135,7 @@ def test_an_embedding_gives_rows_of_its_weight(kind: str) -> None:
 def test_panels_hold_every_value(kind: str, rows: int, columns: int, unit: int) -> None:
     weight = of_kind(kind, rows, columns)
     panels = pack_panels(weight, unit)
-    unpacked = unpack_panels(panels, columns).dequantize().view(rows // unit, -1, columns)
+    everything = panel_rows(panels, torch.arange(len(panels.data) * PANEL), columns).dequantize()
+    unpacked = everything.view(rows // unit, -1, columns)
     assert torch.equal(unpacked[:, :unit].reshape(rows, columns), weight.dequantize())
     assert not unpacked[:, unit:].any()

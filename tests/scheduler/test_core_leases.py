@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from core_driver import EPOCH, GATEWAY, Driver, card, finished
 
@@ -171,6 +172,12 @@ def test_a_worker_with_other_content_under_a_served_name_is_told_to_leave(driver
     driver.leave(worker)
     driver.worker("B", model=card("m", vocab_size=2000))
     assert driver.core.state.models["m"].card.vocab_size == 2000
+
+
+def test_workers_of_differently_quantized_weights_do_not_serve_one_model(driver: Driver) -> None:
+    driver.worker("A", model=card("m"))
+    other = driver.worker("B", model=msgspec.structs.replace(card("m"), quantization="int4"))
+    assert len(driver.to_worker(Drain, other)) == 1
 
 
 def test_a_worker_without_capacity_is_not_welcomed(driver: Driver) -> None:

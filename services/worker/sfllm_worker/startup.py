@@ -137,4 +137,5 @@ def make_card(settings: WorkerSettings, model: LoadedModel, engine: Engine) -> M
             defaults.min_p,
             defaults.repetition_penalty,
         ),
+        quantization=settings.quantization,
     )

@@ -24,8 +24,11 @@ from sfllm_worker.quant.weight import GROUP, QuantizedWeight
 PANEL = 32
 """Output rows that lie side by side."""
 
-INT8, INT8_OFFSET, INT4, INT4_OFFSET = 1, 2, 3, 4
-"""`WeightKind` of `native/src/quantized.h`."""
+DENSE, INT8, INT8_OFFSET, INT4, INT4_OFFSET = range(5)
+"""`WeightKind` of `native/src/quantized.h`; dense is what is not quantized."""
+
+_NUMBERS = {INT8: 1, INT8_OFFSET: 2, INT4: 1, INT4_OFFSET: 2}
+"""Of each row in a group, before its values: the scale, the offset."""
 
 
 class QuantizedPanels(NamedTuple):
@@ -57,21 +60,21 @@ def pack_panels(weight: QuantizedWeight, unit: int | None = None) -> QuantizedPa
     return QuantizedPanels(kinds[weight.offsets is not None], torch.cat([*heads, packed], dim=2))
 
 
-def unpack_panels(panels: QuantizedPanels, columns: int) -> QuantizedWeight:
-    """The weight in the panels, `[32 * panels, columns]`, with the rows that pad units."""
-    count, groups, size = panels.data.shape
-    offsets = panels.kind in (INT8_OFFSET, INT4_OFFSET)
-    heads, packed = panels.data.split_with_sizes([64 + 64 * offsets, size - 64 - 64 * offsets], dim=2)
-    halves = heads.contiguous().view(torch.float16).view(count, groups, -1, PANEL).permute(2, 0, 3, 1)
-    pairs = packed.contiguous().view(torch.int16).view(count, groups * GROUP // 2, -1)
-    values = pairs.transpose(1, 2).contiguous().view(torch.uint8)
-    if panels.kind in (INT4, INT4_OFFSET):
-        lower_upper = torch.stack((values & 15, values >> 4), dim=1)
-        values = lower_upper.view(count, 2, 2, 8, -1).transpose(1, 2)
+def panel_rows(panels: QuantizedPanels, rows: Tensor, columns: int) -> QuantizedWeight:
+    """The given rows, int64 `[n]`, of the weight in the panels, which is `[32 * panels, columns]`."""
+    panel, row = rows // PANEL, rows % PANEL
+    count, groups, _ = panels.data.shape
+    pairs = panels.data.view(torch.int16)
+    numbers = _NUMBERS[panels.kind]
+    heads = pairs[:, :, : numbers * PANEL].view(torch.float16).view(count, groups, numbers, PANEL)
+    per_group = heads[panel, :, :, row].unbind(-1)
+    packed = pairs[:, :, numbers * PANEL :].view(count, groups, GROUP // 2, -1)
+    if panels.kind in (INT8, INT8_OFFSET):
+        values = packed[panel, :, :, row].view(torch.int8)
     else:
-        values = values.view(torch.int8)
-    rows = [half.reshape(count * PANEL, groups) for half in halves]
-    return QuantizedWeight(values.reshape(count * PANEL, -1)[:, :columns], *rows)
+        both = packed[panel, :, :, row // 16 * 8 + row % 8].view(torch.uint8)
+        values = (both >> (row % 16 // 8 * 4).to(torch.uint8)[:, None, None]) & 15
+    return QuantizedWeight(values.reshape(len(rows), -1)[:, :columns], *per_group)
 
 
 def _four_bits(values: Tensor) -> Tensor:
