@@ -9,6 +9,7 @@ from bench.peers.results import Row
 from bench.peers.workloads import PACED
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 _GROUP = 0.84
 """The width of a group of bars; workloads are 1 apart."""
@@ -58,16 +59,23 @@ def _bars(
         value = getattr(each, name)
         if each.workload not in workloads or not value > 0:
             continue
-        unit, place = units[each.workload], servers.index(each.server)
-        x = workloads.index(each.workload) - _GROUP / 2 + (place + 0.5) * width
+        unit, order = units[each.workload], servers.index(each.server)
+        x = workloads.index(each.workload) - _GROUP / 2 + (order + 0.5) * width
         label = each.server if each.workload == _first_workload(rows, each.server) else None
         axes.bar(x, value / unit, width * 0.92, color=colours[each.server], label=label)
-        top = value / unit
         if line:
-            top = max(top, getattr(each, line) / unit)
             axes.plot(x, getattr(each, line) / unit, marker="_", markersize=8, color="black")
-        above = (x, top), (0, 2)
-        axes.annotate(_short(value), *above, textcoords="offset points", ha="center", fontsize=6.5)
+        # Above the bar, or within its top where a line may be above it; the outline is for dark bars.
+        place = {"xytext": (0, -2), "va": "top"} if line else {"xytext": (0, 2), "va": "bottom"}
+        axes.annotate(
+            _short(value),
+            (x, value / unit),
+            textcoords="offset points",
+            ha="center",
+            fontsize=6.5,
+            path_effects=[withStroke(linewidth=2, foreground="white")],
+            **place,
+        )
     axes.set_xticks(range(len(workloads)), workloads)
     axes.set_xlim(-0.5, max(0.5, len(workloads) - 0.5))
     axes.grid(axis="y", alpha=0.3)

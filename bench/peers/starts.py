@@ -12,7 +12,7 @@ from typing import NamedTuple
 from bench.peers.contenders import Contender
 from bench.peers.processes import Running, running
 
-SLOW_START_SECONDS = 20.0
+SLOW_START_SECONDS = 45.0
 """A server that takes longer is started once only."""
 
 
