@@ -133,7 +133,10 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     max_step_tokens: Annotated[
         int, Meta(ge=16, description="most tokens in one step; longer prompts are prefilled in chunks")
     ] = 512
-    block_size: Annotated[int, Meta(ge=1, le=256, description="tokens in one block of the KV cache")] = 32
+    block_size: Annotated[
+        int,
+        Meta(ge=2, le=256, multiple_of=2, description="tokens in one block of the KV cache, an even number"),
+    ] = 32
     max_running_tokens: Annotated[
         int | None,
         Meta(
