@@ -81,9 +81,10 @@ INLINE void store_pairs(const __m512 *values, float *, uint32_t *out) {
     _mm512_storeu_ps(out + ROWS, _mm512_permutex2var_ps(values[0], odd, values[1]));
 }
 
-// The words of `pairs` pairs of columns. `ahead` is the group that memory is asked for.
-template <class T, int64_t KIND>
-INLINE void unpack_group(const uint8_t *group, const uint8_t *ahead, int pairs, uint32_t *out) {
+// Calls `take(pair, half, values)` for each pair of columns and half of the rows, with the values of two columns
+// of eight rows and of the next eight. `ahead` is the group that memory is asked for.
+template <int64_t KIND, class Take>
+INLINE void each_pair(const uint8_t *group, const uint8_t *ahead, int pairs, Take take) {
     const __m512 count = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __m512 numbers = _mm512_sub_ps(count, _mm512_set1_ps(middle(KIND)));
     __m512 scales[4], added[4];
@@ -92,7 +93,7 @@ INLINE void unpack_group(const uint8_t *group, const uint8_t *ahead, int pairs, 
     const uint8_t *bytes = group + head_bytes(KIND);
     for (int i = 0; i < head_bytes(KIND); i += LINE) __builtin_prefetch(ahead + i);
     ahead += head_bytes(KIND);
-    for (int p = 0; p < pairs; p++, bytes += pair_bytes(KIND), out += 2 * ROWS * sizeof(T) / 4) {
+    for (int p = 0; p < pairs; p++, bytes += pair_bytes(KIND)) {
         if (p * pair_bytes(KIND) % LINE == 0) __builtin_prefetch(ahead + p * pair_bytes(KIND));
 #pragma GCC unroll 2
         for (int half = 0; half < 2; half++) {
@@ -105,9 +106,17 @@ INLINE void unpack_group(const uint8_t *group, const uint8_t *ahead, int pairs, 
                 else
                     values[v] = _mm512_mul_ps(values[v], scales[i]);
             }
-            store_pairs(values, (T *)nullptr, out + half * ROWS / 2);
+            take(p, half, values);
         }
     }
+}
+
+// The words of `pairs` pairs of columns.
+template <class T, int64_t KIND>
+INLINE void unpack_group(const uint8_t *group, const uint8_t *ahead, int pairs, uint32_t *out) {
+    each_pair<KIND>(group, ahead, pairs, [&](int pair, int half, const __m512 *values) {
+        store_pairs(values, (T *)nullptr, out + pair * 2 * ROWS * sizeof(T) / 4 + half * ROWS / 2);
+    });
 }
 
 #else
@@ -150,16 +159,20 @@ INLINE void unpack_group(const uint8_t *group, const uint8_t *ahead, int pairs, 
 
 #endif
 
+// What memory is asked for while group `g` of `groups` is read.
+template <int64_t KIND>
+INLINE const uint8_t *group_ahead(const uint8_t *panel, const uint8_t *next, int64_t g, int64_t groups) {
+    g += GROUPS_AHEAD;
+    return g < groups ? panel + g * group_bytes(KIND) : next + (g - groups) * group_bytes(KIND);
+}
+
 // Groups `first` to `last`, of which the last one may have fewer columns.
 template <class T, int64_t KIND>
 static void unpack(const uint8_t *panel, int64_t columns, int64_t first, int64_t last, uint32_t *out,
                    const uint8_t *next) {
     constexpr int WORDS = GROUP * sizeof(T) / sizeof(uint32_t);
     const int64_t groups = group_count(columns), whole = std::min(last, columns / GROUP);
-    const auto ahead = [&](int64_t g) {
-        g += GROUPS_AHEAD;
-        return g < groups ? panel + g * group_bytes(KIND) : next + (g - groups) * group_bytes(KIND);
-    };
+    const auto ahead = [&](int64_t g) { return group_ahead<KIND>(panel, next, g, groups); };
     for (int64_t g = first; g < whole; g++, out += WORDS * ROWS)
         unpack_group<T, KIND>(panel + g * group_bytes(KIND), ahead(g), PAIRS, out);
     if (whole == last) return;

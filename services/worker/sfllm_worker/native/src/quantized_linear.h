@@ -39,15 +39,56 @@ INLINE void add_part_rows(int rows, const T *x, size_t x_stride, const uint32_t 
 #undef CASE
 }
 
-// `linear_panel` for a quantized weight.
+// With so few tokens words are multiplied in the registers in which they were made.
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+constexpr int FEW_TOKENS = 4;
+
+template <int64_t KIND, int MR>
+static void sum_few(const uint32_t *x, size_t stride, const Matrix &matrix, const char *panel, const char *next, float *sums) {
+    const int64_t groups = quantized::group_count(matrix.columns);
+    vf acc[MR][2] = {};
+    for (int64_t g = 0; g < groups; g++, x += quantized::PAIRS) {
+        const auto from = (const uint8_t *)panel, ahead = quantized::group_ahead<KIND>(from, (const uint8_t *)next, g, groups);
+        const int pairs = (int)std::min<int64_t>(quantized::PAIRS, matrix.columns / 2 - g * quantized::PAIRS);
+        quantized::each_pair<KIND>(from + g * quantized::group_bytes(KIND), ahead, pairs, [&](int pair, int half, const __m512 *values) {
+            const vu column = (vu)_mm512_cvtne2ps_pbh(values[1], values[0]);
+#pragma GCC unroll 4
+            for (int m = 0; m < MR; m++)
+                acc[m][half] = Words<bf16>::dot(acc[m][half], splat_word<bf16>(x + m * stride + pair), column);
+        });
+    }
+    for (int m = 0; m < MR; m++)
+        for (int half = 0; half < 2; half++) store(sums + m * PANEL + half * LANES, acc[m][half]);
+}
+
+template <int MR> static void sum_few_of_kind(const bf16 *x, size_t x_stride, const Matrix &matrix, const char *panel, const char *next, float *sums) {
+    const uint32_t *words = (const uint32_t *)x;
+    switch (matrix.kind) {
+    case INT8: return sum_few<INT8, MR>(words, x_stride / 2, matrix, panel, next, sums);
+    case INT8_OFFSET: return sum_few<INT8_OFFSET, MR>(words, x_stride / 2, matrix, panel, next, sums);
+    case INT4: return sum_few<INT4, MR>(words, x_stride / 2, matrix, panel, next, sums);
+    case INT4_OFFSET: return sum_few<INT4_OFFSET, MR>(words, x_stride / 2, matrix, panel, next, sums);
+    }
+}
+
+static void sum_few_tokens(const bf16 *x, size_t x_stride, int tokens, const Matrix &matrix, const char *panel, const char *next, float *sums) {
+    switch (tokens) {
+    case 1: return sum_few_of_kind<1>(x, x_stride, matrix, panel, next, sums);
+    case 2: return sum_few_of_kind<2>(x, x_stride, matrix, panel, next, sums);
+    case 3: return sum_few_of_kind<3>(x, x_stride, matrix, panel, next, sums);
+    case 4: return sum_few_of_kind<4>(x, x_stride, matrix, panel, next, sums);
+    }
+}
+#else
+constexpr int FEW_TOKENS = 0;
+
+static void sum_few_tokens(const bf16 *, size_t, int, const Matrix &, const char *, const char *, float *) {}
+#endif
+
+// Any number of tokens: a few groups of columns for all of them, then the next.
 template <class T>
-static void quantized_panel(const T *x, size_t x_stride, int tokens, const Matrix &matrix, int64_t index, int count,
-                            float *y, size_t y_stride, Into into, int64_t next) {
+static void sum_many(const T *x, size_t x_stride, int tokens, const Matrix &matrix, const char *panel, const char *next, float *sums) {
     alignas(64) uint32_t part[MOST_GROUPS<T> * quantized::GROUP / PER_WORD<T> * PANEL];
-    alignas(64) float sums[TokenBlocks::LARGEST * PANEL];
-    const size_t bytes = panel_bytes<T>(matrix);
-    const char *panel = panel_memory(matrix, index, bytes);
-    const char *then = panel_memory(matrix, next < matrix.rows / PANEL ? next : index + 1, bytes);
     const int tiles = (tokens + TILE_TOKENS - 1) / TILE_TOKENS;
     // With one tile the processor unpacks the next group while it waits for sums of this one.
     const int64_t groups = quantized::group_count(matrix.columns);
@@ -55,7 +96,7 @@ static void quantized_panel(const T *x, size_t x_stride, int tokens, const Matri
     memset(sums, 0, sizeof(float) * PANEL * tokens);
     for (int64_t g = 0; g < groups; g += each, x += each * quantized::GROUP) {
         const int64_t end = std::min(g + each, groups), columns = std::min(end * quantized::GROUP, matrix.columns);
-        unpack_panel<T>(matrix.kind, panel, matrix.columns, g, end, part, then);
+        unpack_panel<T>(matrix.kind, panel, matrix.columns, g, end, part, next);
         const int words = (int)((columns - g * quantized::GROUP) / PER_WORD<T>);
         for (int m = 0, left = tiles; left > 0; left--) {
             const int rows = (tokens - m + left - 1) / left;
@@ -63,7 +104,24 @@ static void quantized_panel(const T *x, size_t x_stride, int tokens, const Matri
             m += rows;
         }
     }
+}
+
+// `linear_panel` for a quantized weight.
+template <class T>
+static void quantized_panel(const T *x, size_t x_stride, int tokens, const Matrix &matrix, int64_t index, int count,
+                            float *y, size_t y_stride, Into into, int64_t next) {
+    alignas(64) float sums[TokenBlocks::LARGEST * PANEL];
+    const size_t bytes = panel_bytes<T>(matrix);
+    const char *panel = panel_memory(matrix, index, bytes);
+    const char *then = panel_memory(matrix, next < matrix.rows / PANEL ? next : index + 1, bytes);
     const float *bias = matrix.bias ? matrix.bias + index * PANEL : nullptr;
+    bool summed = false;
+    if constexpr (sizeof(T) == sizeof(bf16))
+        if (tokens <= FEW_TOKENS) {
+            sum_few_tokens(x, x_stride, tokens, matrix, panel, then, sums);
+            summed = true;
+        }
+    if (!summed) sum_many<T>(x, x_stride, tokens, matrix, panel, then, sums);
     for (int m = 0; m < tokens; m++)
         for (int n = 0; n < PANEL; n += LANES)
             write_sums(load(sums + m * PANEL + n), bias ? bias + n : nullptr, y + m * y_stride + n, count - n, into);
