@@ -41,18 +41,20 @@ INLINE void add_part_rows(int rows, const T *x, size_t x_stride, const uint32_t 
 
 // With so few tokens words are multiplied in the registers in which they were made.
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
-constexpr int FEW_TOKENS = 4;
+constexpr int FEW_TOKENS = 8;
 
 template <int64_t KIND, int MR>
-static void sum_few(const uint32_t *x, size_t stride, const Matrix &matrix, const char *panel, const char *next, float *sums) {
+static void sum_few(const uint32_t *x, size_t stride, const Matrix &matrix, const uint8_t *panel, const uint8_t *next,
+                    float *sums) {
+    constexpr int BYTES = quantized::group_bytes(KIND), PAIRS = quantized::PAIRS;
     const int64_t groups = quantized::group_count(matrix.columns);
     vf acc[MR][2] = {};
-    for (int64_t g = 0; g < groups; g++, x += quantized::PAIRS) {
-        const auto from = (const uint8_t *)panel, ahead = quantized::group_ahead<KIND>(from, (const uint8_t *)next, g, groups);
-        const int pairs = (int)std::min<int64_t>(quantized::PAIRS, matrix.columns / 2 - g * quantized::PAIRS);
-        quantized::each_pair<KIND>(from + g * quantized::group_bytes(KIND), ahead, pairs, [&](int pair, int half, const __m512 *values) {
+    for (int64_t g = 0; g < groups; g++, x += PAIRS) {
+        const uint8_t *ahead = quantized::group_ahead<KIND>(panel, next, g, groups);
+        const int pairs = (int)std::min<int64_t>(PAIRS, matrix.columns / 2 - g * PAIRS);
+        quantized::each_pair<KIND>(panel + g * BYTES, ahead, pairs, [&](int pair, int half, const __m512 *values) {
             const vu column = (vu)_mm512_cvtne2ps_pbh(values[1], values[0]);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
             for (int m = 0; m < MR; m++)
                 acc[m][half] = Words<bf16>::dot(acc[m][half], splat_word<bf16>(x + m * stride + pair), column);
         });
@@ -61,22 +63,30 @@ static void sum_few(const uint32_t *x, size_t stride, const Matrix &matrix, cons
         for (int half = 0; half < 2; half++) store(sums + m * PANEL + half * LANES, acc[m][half]);
 }
 
-template <int MR> static void sum_few_of_kind(const bf16 *x, size_t x_stride, const Matrix &matrix, const char *panel, const char *next, float *sums) {
-    const uint32_t *words = (const uint32_t *)x;
-    switch (matrix.kind) {
-    case INT8: return sum_few<INT8, MR>(words, x_stride / 2, matrix, panel, next, sums);
-    case INT8_OFFSET: return sum_few<INT8_OFFSET, MR>(words, x_stride / 2, matrix, panel, next, sums);
-    case INT4: return sum_few<INT4, MR>(words, x_stride / 2, matrix, panel, next, sums);
-    case INT4_OFFSET: return sum_few<INT4_OFFSET, MR>(words, x_stride / 2, matrix, panel, next, sums);
+template <int64_t KIND>
+static void sum_few(int tokens, const uint32_t *x, size_t stride, const Matrix &matrix, const uint8_t *panel,
+                    const uint8_t *next, float *sums) {
+    switch (tokens) {
+    case 1: return sum_few<KIND, 1>(x, stride, matrix, panel, next, sums);
+    case 2: return sum_few<KIND, 2>(x, stride, matrix, panel, next, sums);
+    case 3: return sum_few<KIND, 3>(x, stride, matrix, panel, next, sums);
+    case 4: return sum_few<KIND, 4>(x, stride, matrix, panel, next, sums);
+    case 5: return sum_few<KIND, 5>(x, stride, matrix, panel, next, sums);
+    case 6: return sum_few<KIND, 6>(x, stride, matrix, panel, next, sums);
+    case 7: return sum_few<KIND, 7>(x, stride, matrix, panel, next, sums);
+    case 8: return sum_few<KIND, 8>(x, stride, matrix, panel, next, sums);
     }
 }
 
-static void sum_few_tokens(const bf16 *x, size_t x_stride, int tokens, const Matrix &matrix, const char *panel, const char *next, float *sums) {
-    switch (tokens) {
-    case 1: return sum_few_of_kind<1>(x, x_stride, matrix, panel, next, sums);
-    case 2: return sum_few_of_kind<2>(x, x_stride, matrix, panel, next, sums);
-    case 3: return sum_few_of_kind<3>(x, x_stride, matrix, panel, next, sums);
-    case 4: return sum_few_of_kind<4>(x, x_stride, matrix, panel, next, sums);
+static void sum_few_tokens(const bf16 *x, size_t x_stride, int tokens, const Matrix &matrix, const char *panel,
+                           const char *next, float *sums) {
+    const uint32_t *words = (const uint32_t *)x;
+    const uint8_t *from = (const uint8_t *)panel, *then = (const uint8_t *)next;
+    switch (matrix.kind) {
+    case INT8: return sum_few<INT8>(tokens, words, x_stride / 2, matrix, from, then, sums);
+    case INT8_OFFSET: return sum_few<INT8_OFFSET>(tokens, words, x_stride / 2, matrix, from, then, sums);
+    case INT4: return sum_few<INT4>(tokens, words, x_stride / 2, matrix, from, then, sums);
+    case INT4_OFFSET: return sum_few<INT4_OFFSET>(tokens, words, x_stride / 2, matrix, from, then, sums);
     }
 }
 #else
