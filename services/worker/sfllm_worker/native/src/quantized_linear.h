@@ -6,8 +6,8 @@
 
 #include "linear.h"
 
-// Groups at a time when there are many tokens, 16 kB. For floats they are the parts of sums, as in linear.h.
-template <class T> constexpr int MOST_GROUPS = sizeof(T) < sizeof(float) ? 8 : FLOAT_PART / quantized::GROUP;
+// 16 kB of words. For floats they are the parts of sums, as in linear.h.
+template <class T> constexpr int GROUPS_AT_ONCE = sizeof(T) < sizeof(float) ? 8 : FLOAT_PART / quantized::GROUP;
 
 // Adds a part of the columns to the sums of MR tokens, `[MR][PANEL]`.
 template <class T, int MR>
@@ -97,12 +97,11 @@ static void sum_few_tokens(const bf16 *, size_t, int, const Matrix &, const char
 
 // Any number of tokens: a few groups of columns for all of them, then the next.
 template <class T>
-static void sum_many(const T *x, size_t x_stride, int tokens, const Matrix &matrix, const char *panel, const char *next, float *sums) {
-    alignas(64) uint32_t part[MOST_GROUPS<T> * quantized::GROUP / PER_WORD<T> * PANEL];
+static void sum_many(const T *x, size_t x_stride, int tokens, const Matrix &matrix, const char *panel,
+                     const char *next, float *sums) {
+    alignas(64) uint32_t part[GROUPS_AT_ONCE<T> * quantized::GROUP / PER_WORD<T> * PANEL];
     const int tiles = (tokens + TILE_TOKENS - 1) / TILE_TOKENS;
-    // With one tile the processor unpacks the next group while it waits for sums of this one.
-    const int64_t groups = quantized::group_count(matrix.columns);
-    const int64_t each = tiles == 1 && sizeof(T) < sizeof(float) ? 1 : MOST_GROUPS<T>;
+    const int64_t groups = quantized::group_count(matrix.columns), each = GROUPS_AT_ONCE<T>;
     memset(sums, 0, sizeof(float) * PANEL * tokens);
     for (int64_t g = 0; g < groups; g += each, x += each * quantized::GROUP) {
         const int64_t end = std::min(g + each, groups), columns = std::min(end * quantized::GROUP, matrix.columns);
