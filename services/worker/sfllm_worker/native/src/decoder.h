@@ -109,7 +109,7 @@ template <class T> class DecoderStep {
             const int64_t block = i / heads, first = blocks.first(block);
             const int head = (int)(i % heads), rows = blocks.rows(block);
             for (int64_t p = 0; p < panels; p++) {
-                const int64_t next = p + 1 < panels ? head * panels + p + 1 : team.upcoming() % heads * panels;
+                const int64_t next = p + 1 < panels ? head * panels + p + 1 : team.after(i) % heads * panels;
                 linear_panel(x + first * m.hidden_size, m.hidden_size, rows, layer.qkv, head * panels + p, PANEL,
                              work + p * PANEL, width, Into::REPLACE, next);
             }
@@ -171,7 +171,7 @@ template <class T> class DecoderStep {
             const T *from = x + first * m.hidden_size;
             linear_panel(from, m.hidden_size, rows, gate_up, panel, PANEL, work, 2 * PANEL, Into::REPLACE, panels + panel);
             linear_panel(from, m.hidden_size, rows, gate_up, panels + panel, PANEL, work + PANEL, 2 * PANEL,
-                         Into::REPLACE, team.upcoming() % panels);
+                         Into::REPLACE, team.after(i) % panels);
             const int count = (int)std::min<int64_t>(PANEL, inner - panel * PANEL);
             for (int t = 0; t < rows; t++) {
                 const float *gate = work + t * 2 * PANEL;

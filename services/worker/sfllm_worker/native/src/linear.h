@@ -193,7 +193,7 @@ void product(Team &team, const T *x, int64_t x_stride, int64_t tokens, const Mat
         const int64_t first = blocks.first(i / panels), panel = i % panels;
         const int count = (int)std::min<int64_t>(PANEL, outputs - panel * PANEL);
         linear_panel(x + first * x_stride, x_stride, blocks.rows(i / panels), matrix, panel, count,
-                     y + first * y_stride + panel * PANEL, y_stride, into, team.upcoming() % panels);
+                     y + first * y_stride + panel * PANEL, y_stride, into, team.after(i) % panels);
     });
     team.wait();
 }

@@ -90,7 +90,7 @@ void run_attention(Team &team, const Attention<T> &attention, const std::vector<
     team.share(count, [&](int64_t i) {
         const AttentionTask &task = tasks[i];
         const Partial total(task.split < 0 ? scratch : partials + task.split * each, s);
-        const AttentionTask &following = tasks[std::min<size_t>(team.upcoming(), count - 1)];
+        const AttentionTask &following = tasks[std::min<size_t>(team.after(i), count - 1)];
         attend_all(attention, task, following, q + task.row * row_size, total, Partial(scratch + each, s), rest);
         if (task.split < 0) attention.finish(total, task.queries, out + task.row * row_size);
     });

@@ -34,8 +34,8 @@ class Team {
         for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(i);
     }
 
-    // Which part of the current loop is likely to come next to a thread that asks now.
-    int64_t upcoming() const { return next.load(std::memory_order_relaxed); }
+    // Which part of a loop is likely to come to a thread after `part`, when all take one in turn.
+    int64_t after(int64_t part) const { return part + threads; }
 
     // Returns when all threads have come here.
     void wait() {
