@@ -112,6 +112,19 @@ template <class T>
 static void quantized_panel(const T *x, size_t x_stride, int tokens, const Matrix &matrix, int64_t index, int count,
                             float *y, size_t y_stride, Into into, int64_t next);
 
+// Any number of token rows, in tiles of like height.
+template <class T>
+static void dense_tiles(const T *x, size_t x_stride, int tokens, const uint32_t *panel, int words, const float *bias,
+                        int count, float *y, size_t y_stride, Into into, Ahead ahead) {
+    for (int m = 0, left = (tokens + TILE_TOKENS - 1) / TILE_TOKENS; left > 0; left--) {
+        const int rows = (tokens - m + left - 1) / left;
+        panel_rows<T>(rows, x + m * x_stride, x_stride, panel, words, bias, count, y + m * y_stride, y_stride, into,
+                      ahead);
+        ahead.from += ahead.step * words;
+        m += rows;
+    }
+}
+
 #if SFLLM_AMX
 // The same by matrix tiles.
 static void panel_by_tiles(const bf16 *x, size_t x_stride, int tokens, const uint32_t *panel, int columns,
@@ -153,13 +166,7 @@ static void linear_panel(const T *x, size_t x_stride, int tokens, const Matrix &
         if (amx::serves(matrix.columns))
             return panel_by_tiles(x, x_stride, tokens, panel, (int)matrix.columns, bias, count, y, y_stride, into, ahead);
 #endif
-    for (int m = 0, left = tiles; left > 0; left--) {
-        const int rows = (tokens - m + left - 1) / left;  // tiles of like height
-        panel_rows<T>(rows, x + m * x_stride, x_stride, panel, words, bias, count, y + m * y_stride, y_stride, into,
-                      ahead);
-        ahead.from += ahead.step * words;
-        m += rows;
-    }
+    dense_tiles(x, x_stride, tokens, panel, words, bias, count, y, y_stride, into, ahead);
 }
 
 // Token rows are taken in blocks of like height that stay in the cache while panels pass by.
