@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 if "OMP_WAIT_POLICY" not in os.environ:
@@ -23,8 +24,10 @@ import torch
 from sfllm_worker.kv.cache import KVCache, bytes_per_block
 from sfllm_worker.load import LoadedModel, load_model
 from sfllm_worker.model.attention import AttentionBatch
-from sfllm_worker.model.decoder import Decoder
+from sfllm_worker.model.decoder import Decoder, DecoderWeights
+from sfllm_worker.model.layers import DenseLinear, Linear
 from sfllm_worker.native.decoder import NativeDecoder
+from sfllm_worker.native.panels import PanelLinear
 
 BLOCK_SIZE = 32
 
@@ -81,6 +84,25 @@ class Case:
         return max(read / gigabytes / 1e9, (products + scores * seen) / gigaflops / 1e9)
 
 
+def plain_weights(weights: DecoderWeights) -> DecoderWeights:
+    """The same weights as torch multiplies them."""
+
+    def plain(linear: Linear) -> Linear:
+        return DenseLinear(linear.dense()) if isinstance(linear, PanelLinear) else linear
+
+    layers = tuple(
+        replace(
+            layer,
+            qkv=plain(layer.qkv),
+            attention_output=plain(layer.attention_output),
+            gate_up=plain(layer.gate_up),
+            down=plain(layer.down),
+        )
+        for layer in weights.layers
+    )
+    return replace(weights, layers=layers, head=plain(weights.head))
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -92,6 +114,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["native", "torch"], help="one contender alone")
     parser.add_argument("--gigabytes", type=float, default=0, help="memory read rate of the machine, GB/s")
     parser.add_argument("--gigaflops", type=float, default=0, help="rate of products in --dtype, GFLOP/s")
+    parser.add_argument("--quantization", default="none", help="int8 or int4; only natively")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--cpu-time", action="store_true")
     arguments = parser.parse_args()
@@ -99,14 +122,19 @@ def main() -> None:
     clock = time.process_time if arguments.cpu_time else time.perf_counter
     is_directory = os.path.isdir(arguments.model)  # noqa: PTH112 - a name is not yet a path
     model = load_model(
-        arguments.model, dtype=arguments.dtype, load_format="auto" if is_directory else "dummy"
+        arguments.model,
+        dtype=arguments.dtype,
+        load_format="auto" if is_directory else "dummy",
+        quantization=arguments.quantization,
     )
     native = model.decoder
     if not isinstance(native, NativeDecoder):
         raise SystemExit("no native kernels on this machine")
-    contenders: dict[str, Decoder] = {"native": native, "torch": Decoder(native.config, native.weights)}
-    if arguments.only:
-        contenders = {arguments.only: contenders[arguments.only]}
+    contenders: dict[str, Decoder] = {"native": native}
+    if arguments.only != "native" and arguments.quantization == "none":
+        contenders["torch"] = Decoder(native.config, plain_weights(native.weights))
+    if arguments.only == "torch":
+        del contenders["native"]
     print(f"{torch.get_num_threads()} threads, {arguments.dtype}, torch {torch.__version__}")
     for shape in (*DECODES, *PREFILLS):
         case = Case(model, shape)

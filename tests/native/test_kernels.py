@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sfllm_worker.native import structures as s
 from sfllm_worker.native.library import check
-from sfllm_worker.native.panels import PANEL, PanelLinear
+from sfllm_worker.native.panels import PanelLinear
+from sfllm_worker.quant.panels import PANEL
 
 DTYPES = [torch.float32, torch.bfloat16]
 TYPES = {torch.float32: s.FLOAT32, torch.bfloat16: s.BFLOAT16}

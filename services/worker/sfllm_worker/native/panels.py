@@ -10,10 +10,8 @@ from sfllm_worker.model.layers import DenseLinear, Linear
 from sfllm_worker.native import structures as s
 from sfllm_worker.native.quantized_panels import QuantizedPanelLinear
 from sfllm_worker.quant.linear import QuantizedLinear
-from sfllm_worker.quant.panels import DENSE
+from sfllm_worker.quant.panels import DENSE, PANEL
 
-PANEL = 32
-"""Rows of a weight that lie side by side."""
 _WORD_BYTES = 4
 
 
@@ -88,14 +86,17 @@ class PanelEmbedding:
 
 
 def pack_linear(linear: Linear, unit: int) -> PanelLinear | QuantizedPanelLinear:
-    """The same layer in panels. Raises TypeError for a kind that is not known."""
+    """The same layer in panels; the given one is used up. Raises TypeError for a kind that is not known."""
     if isinstance(linear, PanelLinear | QuantizedPanelLinear):
         return linear
     if isinstance(linear, QuantizedLinear):
         return QuantizedPanelLinear(linear.weight, linear.bias, unit, linear.dtype)
     if not isinstance(linear, DenseLinear):
         raise TypeError(f"{type(linear).__name__} has no plain weight")
-    return PanelLinear(linear.weight, linear.bias, unit)
+    packed = PanelLinear(linear.weight, linear.bias, unit)
+    # Let go of at once, so that loading a model does not take its memory twice.
+    linear.weight = linear.weight.new_empty(0, packed.in_features)
+    return packed
 
 
 def columns_fill_words(columns: int, dtype: torch.dtype) -> bool:
