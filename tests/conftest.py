@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from sfllm.model_files import DEFAULT_MODEL, resolve_model
+
+# GPU kernels run in Triton's interpreter, which must be chosen before anything first imports triton.
+os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")
