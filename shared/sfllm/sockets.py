@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import secrets
 from collections import deque
-from collections.abc import Sequence
 
 import zmq
-
-from sfllm.wire import Frame
 
 MAX_MESSAGE_BYTES = 32 * 2**20
 """A larger message ends the connection: no peer can make a service allocate without bound."""
@@ -27,6 +24,11 @@ HIGH_WATER_MARK_MESSAGES = 4096
 LINGER_MILLISECONDS = 500
 HEARTBEAT_INTERVAL_MILLISECONDS = 500
 HEARTBEAT_TIMEOUT_MILLISECONDS = 2000
+
+# Plain integers: pyzmq's enumerations cost more than the calls that they are for.
+_NOBLOCK = int(zmq.NOBLOCK)
+_NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
+_RCVMORE = int(zmq.RCVMORE)
 
 
 class OutboxFullError(Exception):
@@ -42,27 +44,26 @@ class Outbox:
 
     def __init__(self, limit_bytes: int = OUTBOX_BYTES) -> None:
         self._limit_bytes = limit_bytes
-        self._messages: deque[Sequence[Frame]] = deque()
+        self._messages: deque[bytes] = deque()
         self.size_bytes = 0
 
     def __len__(self) -> int:
         return len(self._messages)
 
-    def append(self, frames: Sequence[Frame]) -> None:
-        """Keep `frames` for later. Raises `OutboxFullError` and keeps nothing when over the bound."""
-        size = _size(frames)
-        if self.size_bytes + size > self._limit_bytes:
+    def append(self, message: bytes) -> None:
+        """Keep `message` for later. Raises `OutboxFullError` and keeps nothing when over the bound."""
+        if self.size_bytes + len(message) > self._limit_bytes:
             raise OutboxFullError(f"{self.size_bytes} bytes wait for a peer that takes none")
-        self._messages.append(frames)
-        self.size_bytes += size
+        self._messages.append(message)
+        self.size_bytes += len(message)
 
-    def first(self) -> Sequence[Frame]:
+    def first(self) -> bytes:
         """The oldest message."""
         return self._messages[0]
 
     def pop(self) -> None:
         """Forget the oldest message: it was sent."""
-        self.size_bytes -= _size(self._messages.popleft())
+        self.size_bytes -= len(self._messages.popleft())
 
 
 def random_identity(prefix: bytes) -> bytes:
@@ -88,21 +89,21 @@ class DealerLink:
         self.socket.connect(address)
         self._outbox = Outbox()
 
-    def send(self, frames: Sequence[Frame]) -> None:
+    def send(self, message: bytes) -> None:
         """Send now, or later in order. Raises `OutboxFullError`."""
         if self.flush():
             try:
-                self.socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
+                self.socket.send(message, _NOBLOCK)
                 return
             except zmq.Again:
                 pass  # the peer is full or not there yet: the outbox keeps it
-        self._outbox.append(frames)
+        self._outbox.append(message)
 
     def flush(self) -> bool:
         """Send what waits; True when nothing waits any more."""
         while len(self._outbox):
             try:
-                self.socket.send_multipart(self._outbox.first(), zmq.NOBLOCK)
+                self.socket.send(self._outbox.first(), _NOBLOCK)
             except zmq.Again:
                 return False
             self._outbox.pop()
@@ -113,12 +114,13 @@ class DealerLink:
         while len(self._outbox):
             self._outbox.pop()
 
-    def receive(self) -> list[bytes] | None:
+    def receive(self) -> bytes | None:
         """The next message, or None when there is none now."""
         try:
-            return self.socket.recv_multipart(zmq.NOBLOCK)
+            first = self.socket.recv(_NOBLOCK)
         except zmq.Again:
             return None
+        return _whole(self.socket, first)
 
     def close(self) -> None:
         """Give queued messages a short while to leave, then close."""
@@ -148,11 +150,11 @@ class RouterLink:
         """Where it is bound, with the port that was chosen for a wildcard."""
         return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
 
-    def send(self, peer: bytes, frames: Sequence[Frame]) -> None:
+    def send(self, peer: bytes, message: bytes) -> None:
         """Send now, or later in order. Raises `PeerUnreachableError` or `OutboxFullError`."""
-        if peer not in self._outboxes and self._try_send(peer, frames):
+        if peer not in self._outboxes and self._try_send(peer, message):
             return
-        self._outboxes.setdefault(peer, Outbox()).append(frames)
+        self._outboxes.setdefault(peer, Outbox()).append(message)
 
     def flush(self) -> list[bytes]:
         """Send what waits; returns the peers that turned out to be gone."""
@@ -176,21 +178,23 @@ class RouterLink:
         """Drop the outbox of a peer that is gone."""
         self._outboxes.pop(peer, None)
 
-    def receive(self) -> tuple[bytes, list[bytes]] | None:
-        """The next message and who sent it, or None when there is none now."""
+    def receive(self) -> tuple[bytes, bytes] | None:
+        """Who sent the next message, and that message; None when there is none now."""
         try:
-            peer, *frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            peer = self.socket.recv(_NOBLOCK)
         except zmq.Again:
             return None
-        return peer, frames
+        # All of a message is here when its first frame is.
+        return peer, _whole(self.socket, self.socket.recv(_NOBLOCK))
 
     def close(self) -> None:
         """Give queued messages a short while to leave, then close."""
         self.socket.close(linger=LINGER_MILLISECONDS)
 
-    def _try_send(self, peer: bytes, frames: Sequence[Frame]) -> bool:
+    def _try_send(self, peer: bytes, message: bytes) -> bool:
         try:
-            self.socket.send_multipart([peer, *frames], zmq.NOBLOCK)
+            self.socket.send(peer, _NOBLOCK_MORE)
+            self.socket.send(message, _NOBLOCK)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -211,5 +215,10 @@ def _bound(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MILLISECONDS)
 
 
-def _size(frames: Sequence[Frame]) -> int:
-    return sum(len(frame) for frame in frames)
+def _whole(socket: zmq.Socket[bytes], first: bytes) -> bytes:
+    """The message that begins with `first`; an empty one when more frames follow, which are dropped."""
+    if not socket.getsockopt(_RCVMORE):
+        return first
+    while socket.getsockopt(_RCVMORE):
+        socket.recv(_NOBLOCK)
+    return b""

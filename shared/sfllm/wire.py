@@ -1,27 +1,29 @@
-"""Messages to frames and back.
+"""Messages to bytes and back.
 
-A message is a list of frames: a four-byte header (`SF`, protocol version, message
-kind), one MessagePack frame, and the message's arrays. Decoding believes nothing:
-whatever a peer sends, the outcome is a message or a `WireError` that says why.
+A message is one frame: `SF`, protocol version and kind (four bytes), the sizes in bytes of its body and
+of each of its arrays (uint32), the arrays one after another, and the body in MessagePack. One frame,
+because a socket's calls for each frame cost more than copying a few arrays together. Decoding believes
+nothing: whatever a peer sends, the outcome is a message or a `WireError` that says why.
 """
 
 from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from functools import cache
+from struct import Struct
+from typing import NamedTuple
 
 import msgspec
 
 from sfllm.messages import Message
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAGIC = b"SF"
 
-Frame = bytes | bytearray | memoryview
 Array = memoryview
-"""A read-only view of unsigned integers or floats, as a frame arrived or as it will leave."""
+"""A read-only view of unsigned integers or floats, as it arrived or as it will leave."""
 
 # Everything that msgspec's decoders raise on hostile bytes: UnicodeDecodeError is a ValueError
 # and RecursionError comes from deep nesting; neither is a MsgspecError.
@@ -32,7 +34,7 @@ if sys.byteorder != "little":  # pragma: no cover - no such machine runs this
 
 
 class WireError(ValueError):
-    """Frames that are not a message of this link; the text says what is wrong with them."""
+    """Bytes that are not a message of this link; the text says what is wrong with them."""
 
 
 class Decoded(NamedTuple):
@@ -50,40 +52,63 @@ def as_array(code: str, values: Iterable[float]) -> Array:
     return memoryview(array(code, values))
 
 
-def encode(message: Message, *arrays: Array) -> list[Frame]:
-    """The frames of `message` with its arrays, which are not copied."""
-    codes = "".join(view.format for view in arrays)
+def encode(message: Message, *arrays: Array) -> bytes:
+    """`message` with its arrays as one frame."""
+    codes = "".join([view.format for view in arrays])
     if codes != message.array_types:
         raise WireError(f"{type(message).__name__} carries arrays {message.array_types!r}, got {codes!r}")
-    header = MAGIC + bytes((PROTOCOL_VERSION, message.kind))
-    return [header, _encode(message), *(view.cast("B") for view in arrays)]
+    body = _encode(message)
+    sizes = [view.nbytes for view in arrays]
+    header = _header(len(arrays)).pack(MAGIC, PROTOCOL_VERSION, message.kind, len(body), *sizes)
+    return b"".join((header, *arrays, body))
 
 
-def decoder(kinds: Iterable[type[Message]]) -> Callable[[Sequence[Frame]], Decoded]:
+class _Kind(NamedTuple):
+    """What decoding needs to know of one kind of message."""
+
+    message: type[Message]
+    decode_body: Callable[[memoryview], Message]
+    header: Struct
+
+
+def decoder(kinds: Iterable[type[Message]]) -> Callable[[bytes], Decoded]:
     """A function that decodes frames of one direction of one link, where only `kinds` are allowed."""
-    known: dict[int, tuple[type[Message], msgspec.msgpack.Decoder[Any]]] = {
-        cls.kind: (cls, msgspec.msgpack.Decoder(cls)) for cls in kinds
+    known = {
+        cls.kind: _Kind(cls, msgspec.msgpack.Decoder(cls).decode, _header(len(cls.array_types)))
+        for cls in kinds
     }
 
-    def decode(frames: Sequence[Frame]) -> Decoded:
-        if len(frames) < 2:
-            raise WireError(f"expected a header and a body, got {len(frames)} frames")
-        cls, body_decoder = _lookup(bytes(frames[0]), known)
+    def decode(frame: bytes) -> Decoded:
+        cls, decode_body, header = _kind_of(frame, known)
+        if len(frame) < header.size:
+            raise WireError(f"{cls.__name__} is cut off after {len(frame)} bytes")
+        body_size, *sizes = header.unpack_from(frame)[3:]
+        view = memoryview(frame)
+        start = header.size
+        arrays = []
+        for code, size in zip(cls.array_types, sizes, strict=True):
+            arrays.append(_cast(view[start : start + size], code, cls))
+            start += size
+        if start + body_size != len(frame):
+            raise WireError(f"{cls.__name__} announces {start + body_size} bytes, but {len(frame)} came")
         try:
-            message: Message = body_decoder.decode(frames[1])
+            return Decoded(decode_body(view[start:]), tuple(arrays))
         except DECODE_ERRORS as error:
             raise WireError(f"malformed {cls.__name__}: {str(error)[:200]}") from error
-        return Decoded(message, _arrays(cls, frames[2:]))
 
     return decode
 
 
-def _lookup(
-    header: bytes, known: dict[int, tuple[type[Message], msgspec.msgpack.Decoder[Any]]]
-) -> tuple[type[Message], msgspec.msgpack.Decoder[Any]]:
-    if len(header) != 4 or header[:2] != MAGIC:
+@cache
+def _header(array_count: int) -> Struct:
+    """Magic, version, kind, the body's size, each array's size."""
+    return Struct(f"<2sBBI{array_count}I")
+
+
+def _kind_of(frame: bytes, known: dict[int, _Kind]) -> _Kind:
+    if len(frame) < 4 or frame[:2] != MAGIC:
         raise WireError("not an sfllm message (bad header)")
-    version, kind = header[2], header[3]
+    version, kind = frame[2], frame[3]
     if version != PROTOCOL_VERSION:
         raise WireError(
             f"peer speaks protocol version {version}, this process {PROTOCOL_VERSION}: upgrade one"
@@ -93,22 +118,10 @@ def _lookup(
     return known[kind]
 
 
-def _arrays(cls: type[Message], frames: Sequence[Frame]) -> tuple[Array, ...]:
-    if len(frames) != len(cls.array_types):
-        raise WireError(f"{cls.__name__} carries {len(cls.array_types)} arrays, got {len(frames)}")
-    views = []
-    for code, frame in zip(cls.array_types, frames, strict=True):
-        view = memoryview(frame)
-        if view.nbytes % array(code).itemsize:
-            raise WireError(
-                f"an array of {cls.__name__} has {view.nbytes} bytes, not a multiple of its items"
-            )
-        views.append(_cast(view, code))
-    return tuple(views)
+_ITEM_BYTES = {"I": 4, "Q": 8, "f": 4}
 
 
-def _cast(view: memoryview, code: str) -> Array:
-    plain = view.cast("B")
-    if code == "f":
-        return plain.cast("f")  # type: ignore[return-value]  # one type for all columns, whatever they hold
-    return plain.cast("Q" if code == "Q" else "I")
+def _cast(view: memoryview, code: str, cls: type[Message]) -> Array:
+    if view.nbytes % _ITEM_BYTES[code]:
+        raise WireError(f"an array of {cls.__name__} has {view.nbytes} bytes, not a multiple of its items")
+    return view.cast(code)  # type: ignore[call-overload, no-any-return]  # which of the three is data

@@ -213,11 +213,11 @@ class FakeScheduler:
         while not self._stop.is_set():
             poller.poll(0 if self._running else POLL_MILLISECONDS)
             while received := self._router.receive():
-                peer, frames = received
-                self._take(peer, *decode(frames))
+                peer, frame = received
+                self._take(peer, *decode(frame))
             while received := self._assets.receive():
-                peer, frames = received
-                get = decode_asset(frames).message
+                peer, frame = received
+                get = decode_asset(frame).message
                 assert isinstance(get, AssetGet)
                 content = self.files.get(get.sha256)
                 self._assets.send(peer, wire.encode(chunk_of(get.sha256, content, get.offset)))

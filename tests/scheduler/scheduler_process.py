@@ -18,7 +18,7 @@ import zmq
 
 from sfllm.messages import ASSETS, SCHEDULER_TO_GATEWAY, SCHEDULER_TO_WORKER, Message
 from sfllm.sockets import DealerLink, random_identity
-from sfllm.wire import Array, Decoded, Frame, decoder, encode
+from sfllm.wire import Array, Decoded, decoder, encode
 
 M = TypeVar("M", bound=Message)
 
@@ -42,10 +42,10 @@ class Peer:
         self._decode = decoder(kinds)
 
     def send(self, message: Message, *arrays: Array) -> None:
-        self.send_frames(encode(message, *arrays))
+        self.send_bytes(encode(message, *arrays))
 
-    def send_frames(self, frames: Sequence[Frame]) -> None:
-        self._link.send(frames)
+    def send_bytes(self, frame: bytes) -> None:
+        self._link.send(frame)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not self._link.flush():
             assert time.monotonic() < deadline, "the scheduler takes no messages"
@@ -61,10 +61,10 @@ class Peer:
         raise AssertionError(f"no {kind.__name__} came")
 
     def receive(self, deadline: float) -> Decoded:
-        while (frames := self._link.receive()) is None:
+        while (frame := self._link.receive()) is None:
             assert time.monotonic() < deadline, "nothing came"
             self._link.socket.poll(100)
-        return self._decode(frames)
+        return self._decode(frame)
 
     def wait_for_silence(self, seconds: float) -> None:
         """Read until nothing has come for so long: not even beats."""

@@ -140,12 +140,12 @@ def test_an_asset_that_is_not_here_is_answered_with_nothing(scheduler: Scheduler
 
 def test_malformed_messages_are_counted_and_change_nothing(scheduler: SchedulerProcess) -> None:
     gateway, _ = join_gateway(scheduler)
-    header, body = encode(GatewayBeat(1))
-    nonsense = [[b""], [b"x", b"y"], [b"SF\x63\x01", body], [header, b"\xc1"], [header, body, b"more"]]
-    for frames in nonsense:
-        gateway.send_frames(frames)
+    beat = encode(GatewayBeat(1))
+    nonsense = [b"", b"x", b"SF\x63" + beat[3:], beat[:-1], beat[:-1] + b"\xc1", beat + b"more"]
+    for frame in nonsense:
+        gateway.send_bytes(frame)
     worker = scheduler.peer("worker", b"w-")
-    worker.send_frames([b"SF\x01\x03", b"\x90"])
+    worker.send_bytes(b"SF\x02\x03\x01\x00\x00\x00\x90")
     join_worker(scheduler)
     submit(gateway)
     gateway.wait(Admitted)

@@ -61,8 +61,8 @@ def test_a_full_outbox_ends_the_lease_and_the_worker_joins_again(tmp_path: Path)
     def next_of(kind: type[Message]) -> Message:
         while True:
             assert workers.socket.poll(TIMEOUT_SECONDS * 1000), "the worker is silent"
-            _, frames = workers.receive() or (b"", [])
-            message = decode(frames).message
+            _, frame = workers.receive() or (b"", b"")
+            message = decode(frame).message
             if isinstance(message, kind):
                 return message
 

@@ -14,6 +14,7 @@ from sfllm.messages import (
     ALL_CHOICES,
     ASSETS,
     AssetOffer,
+    Drain,
     Sampling,
     WorkerBeat,
     WorkerCancel,
@@ -96,8 +97,8 @@ def test_the_tokenizer_can_be_pulled_chunk_by_chunk(mock: SchedulerPeer) -> None
     hello = mock.welcome()
     decode = wire.decoder(ASSETS)
     assert mock.assets.socket.poll(TIMEOUT_SECONDS * 1000)
-    peer, frames = mock.assets.receive() or (b"", [])
-    assert decode(frames).message == AssetOffer(hello.card.assets)
+    peer, frame = mock.assets.receive() or (b"", b"")
+    assert decode(frame).message == AssetOffer(hello.card.assets)
     pull = AssetPull(next(asset for asset in hello.card.assets if asset.name == "tokenizer.json"))
     content = None
     while content is None:
@@ -117,10 +118,11 @@ def test_a_request_that_cannot_run_here_is_a_fault_and_not_a_crash(mock: Schedul
     assert len(mock.run_to_finish()[0]) == 5
 
 
-def test_malformed_frames_are_survived(mock: SchedulerPeer) -> None:
+def test_malformed_messages_are_survived(mock: SchedulerPeer) -> None:
     mock.welcome()
-    mock.workers.send(mock.peer, [b"", b"garbage"])
-    mock.workers.send(mock.peer, [b"SF\x01\x3d", b"\xc1", b"", b""])
+    mock.workers.send(mock.peer, b"")
+    mock.workers.send(mock.peer, b"garbage")
+    mock.workers.send(mock.peer, wire.encode(Drain(1))[:-1])
     mock.grant()
     assert len(mock.run_to_finish()[0]) == 5
 

@@ -67,12 +67,12 @@ class AssetLink:
                 while True:
                     self._arrived.clear()
                     self._dealer.flush()
-                    frames = self._dealer.receive()
-                    if frames is None:
+                    frame = self._dealer.receive()
+                    if frame is None:
                         await self._arrived.wait()
                         continue
                     try:
-                        message = self._decode(frames).message
+                        message = self._decode(frame).message
                     except wire.WireError as error:
                         log.warning("malformed asset message", reason=str(error))
                         continue

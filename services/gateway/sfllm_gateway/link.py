@@ -124,11 +124,11 @@ class SchedulerLink:
             return
         self._dealer.flush()
         for _ in range(MESSAGES_PER_DRAIN):
-            frames = self._dealer.receive()
-            if frames is None:
+            frame = self._dealer.receive()
+            if frame is None:
                 break
             try:
-                decoded = self._decode(frames)
+                decoded = self._decode(frame)
                 self._table.handle(decoded.message, decoded.arrays, time.monotonic())
             except wire.WireError as error:
                 log.warning("malformed message from the scheduler", reason=str(error))

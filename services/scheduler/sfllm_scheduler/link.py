@@ -55,9 +55,9 @@ class Link:
             received = self._router.receive()
             if received is None:
                 return
-            peer, frames = received
+            peer, frame = received
             try:
-                decoded = self._decode(frames)
+                decoded = self._decode(frame)
             except WireError as error:
                 self._log_malformed(peer, error, now)
                 self._count_malformed(self.name)

@@ -56,11 +56,11 @@ class SchedulerLink:
         """Messages that came since the last call; questions for assets are answered here."""
         messages: list[Decoded] = []
         for _ in range(MAX_MESSAGES_A_TURN):
-            frames = self._dealer.receive()
-            if frames is None:
+            frame = self._dealer.receive()
+            if frame is None:
                 break
             try:
-                decoded = self._decode(frames)
+                decoded = self._decode(frame)
             except WireError as error:
                 _log.warning("malformed message from the scheduler", error=str(error))
                 continue
@@ -81,11 +81,11 @@ class SchedulerLink:
 
     def _serve_assets(self) -> None:
         for _ in range(MAX_MESSAGES_A_TURN):
-            frames = self._asset_dealer.receive()
-            if frames is None:
+            frame = self._asset_dealer.receive()
+            if frame is None:
                 break
             try:
-                message = self._decode_asset(frames).message
+                message = self._decode_asset(frame).message
             except WireError as error:
                 _log.warning("malformed message on the asset socket", error=str(error))
                 continue

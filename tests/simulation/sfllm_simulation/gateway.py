@@ -14,7 +14,7 @@ from sfllm_gateway.streams import ClearOutbox, OpenStream, StreamTable
 
 from .agenda import Agenda
 from .model import LEASE_SECONDS, MODEL, Truth
-from .network import Frames, Link
+from .network import Link
 from .process import Process, encoded, require
 from .script import Open
 
@@ -168,9 +168,9 @@ class Gateway(Process):
         self._link = link
         self.every(TICK_SECONDS, self._tick)
 
-    def receive(self, frames: Frames) -> None:
+    def receive(self, frame: bytes) -> None:
         """A message arrived."""
-        message, arrays = _decode(frames)
+        message, arrays = _decode(frame)
         self.do(lambda: self._handle(message, arrays))
 
     def _handle(self, message: Message, arrays: tuple[wire.Array, ...]) -> None:

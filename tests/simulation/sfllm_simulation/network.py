@@ -16,8 +16,7 @@ from random import Random
 from .agenda import Agenda
 from .script import Noise
 
-Frames = list[bytes]
-Deliver = Callable[[Frames], None]
+Deliver = Callable[[bytes], None]
 
 SHORTEST_DELAY_SECONDS = 0.0002
 LONGEST_DELAY_SECONDS = 0.004
@@ -41,14 +40,14 @@ class Pipe:
         self._random = Random(seed)
         self._deliver = deliver
         self._cut = False
-        self._waiting: list[Frames] = []
+        self._waiting: list[bytes] = []
         self._connection = 0
         self._last_arrival = 0.0
 
-    def send(self, frames: Frames) -> None:
+    def send(self, frame: bytes) -> None:
         """Take a message."""
         if self._cut:
-            self._waiting.append(frames)
+            self._waiting.append(frame)
             return
         chance, noise = self._random, self.noise
         copies = 1
@@ -62,25 +61,25 @@ class Pipe:
                 arrival += chance.uniform(0.0, LATE_SECONDS)
             else:
                 arrival = self._last_arrival = max(arrival, self._last_arrival)
-            self._agenda.at(arrival, partial(self._arrive, self._connection, frames))
+            self._agenda.at(arrival, partial(self._arrive, self._connection, frame))
 
     def cut(self, is_cut: bool) -> None:
         """Begin or end a cut."""
         self._cut = is_cut
         if not is_cut:
             waiting, self._waiting = self._waiting, []
-            for frames in waiting:
-                self.send(frames)
+            for frame in waiting:
+                self.send(frame)
 
     def lose(self) -> None:
         """The connection broke: nothing that is under way arrives."""
         self._connection += 1
         self._waiting.clear()
 
-    def _arrive(self, connection: int, frames: Frames) -> None:
+    def _arrive(self, connection: int, frame: bytes) -> None:
         if connection == self._connection:
             self.delivered += 1
-            self._deliver(frames)
+            self._deliver(frame)
 
 
 class Link:
@@ -99,7 +98,7 @@ class Link:
     ) -> None:
         self.to_scheduler = Pipe(agenda, f"{seed} up", to_scheduler)
         self.to_process = Pipe(agenda, f"{seed} down", to_process)
-        self.outbox: list[Frames] = []
+        self.outbox: list[bytes] = []
         self.connected = False
         self._agenda = agenda
         self._random = Random(f"{seed} connection")
@@ -109,14 +108,14 @@ class Link:
         self._closed = False
         self._connect_soon()
 
-    def send(self, frames: Frames) -> None:
+    def send(self, frame: bytes) -> None:
         """From the process to the scheduler: now, or when there is a connection again."""
         if self._closed:
             return
         if self.connected:
-            self.to_scheduler.send(frames)
+            self.to_scheduler.send(frame)
         elif len(self.outbox) < OUTBOX_MESSAGES:
-            self.outbox.append(frames)
+            self.outbox.append(frame)
         else:
             raise AssertionError("an outbox grew past its bound")
 
@@ -167,5 +166,5 @@ class Link:
         self.connected = True
         self._on_reach(True)
         waiting, self.outbox = self.outbox, []
-        for frames in waiting:
-            self.send(frames)
+        for frame in waiting:
+            self.send(frame)

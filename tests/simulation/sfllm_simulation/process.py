@@ -27,9 +27,9 @@ def require(condition: object, kind: str, text: str) -> None:
         raise InvariantBroken(kind, text)
 
 
-def encoded(message: Message, arrays: Sequence[wire.Array] = ()) -> list[bytes]:
+def encoded(message: Message, arrays: Sequence[wire.Array] = ()) -> bytes:
     """A message as it is on the wire: a copy that nobody can change any more."""
-    return [bytes(frame) for frame in wire.encode(message, *arrays)]
+    return wire.encode(message, *arrays)
 
 
 class Process:

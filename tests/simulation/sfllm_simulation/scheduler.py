@@ -25,7 +25,7 @@ from sfllm_scheduler.core.events import (
 from sfllm_scheduler.core.state import PolicyValues
 
 from .agenda import Agenda
-from .network import Frames, Link
+from .network import Link
 from .process import Process, encoded, require
 
 TURN_SECONDS = 0.05
@@ -57,14 +57,14 @@ class Scheduler(Process):
         self._on_record = on_record
         self.every(TURN_SECONDS, lambda: self._handle(Tick()))
 
-    def from_gateway(self, peer: bytes, frames: Frames) -> None:
+    def from_gateway(self, peer: bytes, frame: bytes) -> None:
         """A message arrived."""
-        message, arrays = _decode_gateway(frames)
+        message, arrays = _decode_gateway(frame)
         self.do(lambda: self._handle(FromGateway(peer, message, arrays)))
 
-    def from_worker(self, peer: bytes, frames: Frames) -> None:
+    def from_worker(self, peer: bytes, frame: bytes) -> None:
         """A message arrived."""
-        message, arrays = _decode_worker(frames)
+        message, arrays = _decode_worker(frame)
         self.do(lambda: self._handle(FromWorker(peer, message, arrays)))
 
     def after_work(self) -> None:

@@ -10,7 +10,7 @@ from sfllm_worker.protocol import ClearOutbox, WorkerProtocol
 
 from .agenda import Agenda
 from .model import CARD, LEASE_SECONDS, BrokenStep, PoisonedEngine
-from .network import Frames, Link
+from .network import Link
 from .process import Process, encoded, require
 
 TURN_SECONDS = 0.1
@@ -62,9 +62,9 @@ class Worker(Process):
         """Its loop does one thing at a time."""
         return self.still or self._in_step
 
-    def receive(self, frames: Frames) -> None:
+    def receive(self, frame: bytes) -> None:
         """A message arrived."""
-        message, arrays = _decode(frames)
+        message, arrays = _decode(frame)
         self.do(lambda: self._handle(message, arrays))
 
     def _handle(self, message: Message, arrays: tuple[wire.Array, ...]) -> None:

@@ -14,7 +14,7 @@ from sfllm_scheduler.core.state import PolicyValues
 from .agenda import Agenda
 from .gateway import Client, Gateway, MakeTable
 from .model import BEAT_SECONDS, LEASE_SECONDS, STEP_TOKENS, make_engine
-from .network import Frames, Link, Pipe
+from .network import Link, Pipe
 from .process import Process
 from .scheduler import Scheduler
 from .script import Noise, Open, Poison, Script, StopChoice
@@ -188,11 +188,11 @@ class World:
         else:
             self._routes.pop(identity, None)
 
-    def _to_scheduler(self, kind: str, identity: bytes, frames: Frames) -> None:
+    def _to_scheduler(self, kind: str, identity: bytes, frame: bytes) -> None:
         if kind == "gateway":
-            self.scheduler.from_gateway(identity, frames)
+            self.scheduler.from_gateway(identity, frame)
         else:
-            self.scheduler.from_worker(identity, frames)
+            self.scheduler.from_worker(identity, frame)
 
 
 def pipe_of(link: Link, direction: str) -> Pipe:
