@@ -1,7 +1,7 @@
 """Running the model on one step's inputs.
 
-`GraphRunner` is the interface that captured CUDA graphs implement; `EagerRunner`
-launches every operation each time, which is all that a CPU needs.
+`GraphRunner` is what an engine calls. `EagerRunner` launches every operation each time, which is all that
+a CPU needs; `CapturedRunner`, in `captured.py`, replays CUDA graphs where it can.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from sfllm_worker.graphs.staging import Staging
 from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.model.attention import AttentionBatch
 from sfllm_worker.model.decoder import TextModel
 
 
 class StepInputs(NamedTuple):
-    """What the device needs for a step.
+    """What a step is, on the host: the runner moves it to the device.
 
-    `token_ids` int64 [num_tokens] in the batch's order; `logit_rows` int64 [num_logit_rows]
-    are the tokens whose logits are wanted.
+    `token_ids` int64 [num_tokens] in the batch's order; on the device already when tokens of a step that
+    was not read yet are among them. `logit_rows` int64 [num_logit_rows] are the tokens whose logits are
+    wanted.
     """
 
     token_ids: Tensor
@@ -31,7 +33,15 @@ class GraphRunner(Protocol):
     """Executes steps over one KV cache."""
 
     def run(self, inputs: StepInputs) -> Tensor:
-        """Logits, float32 [num_logit_rows, vocab_size]; keys and values are in the cache afterwards."""
+        """Logits, float32 [num_logit_rows, vocab_size]; keys and values are in the cache afterwards.
+
+        They are valid until the next run, in the order of the device's stream: whatever is launched on
+        them before it reads what it should. On a GPU nothing here waits for the device.
+        """
+        ...
+
+    def idle(self) -> bool:
+        """Use a moment without work for preparations, a fraction of a second at most; True if more remain."""
         ...
 
 
@@ -41,8 +51,20 @@ class EagerRunner:
     def __init__(self, decoder: TextModel, kv: KVCache) -> None:
         self._decoder = decoder
         self._kv = kv
+        self._staging = Staging(kv.device)
 
     def run(self, inputs: StepInputs) -> Tensor:
         """Logits, float32 [num_logit_rows, vocab_size]."""
-        hidden = self._decoder.forward(inputs.token_ids, inputs.batch.positions, inputs.batch, self._kv)
-        return self._decoder.logits(hidden[inputs.logit_rows])
+        token_ids = inputs.token_ids
+        if token_ids.device == self._kv.device:
+            batch, [rows] = self._staging.batch_to_device(inputs.batch, [inputs.logit_rows])
+        else:
+            batch, [rows, token_ids] = self._staging.batch_to_device(
+                inputs.batch, [inputs.logit_rows, token_ids]
+            )
+        hidden = self._decoder.forward(token_ids, batch.positions, batch, self._kv)
+        return self._decoder.logits(hidden[rows])
+
+    def idle(self) -> bool:
+        """There is nothing to prepare."""
+        return False

@@ -168,11 +168,10 @@ class _TorchStep:
             tables = batch.block_tables[part, :width]
             unseen = torch.arange(width * size, device=device) >= contexts
         else:
-            firsts = [_first_block(batch.context_lens[row], 1, window, size) for row in rows]
-            width = max(
-                -(-batch.context_lens[row] // size) - first for row, first in zip(rows, firsts, strict=True)
-            )
-            first = torch.tensor(firsts, dtype=torch.int64, device=device)[:, None]
+            # By the tensor and not by the integers, which in a captured step are only bounds.
+            first = (contexts - window).clamp_(min=0) // size
+            longest = -(-max(batch.context_lens[row] for row in rows) // size)
+            width = min(longest, (window + size - 2) // size + 1)
             # Shorter rows run past their last block; what is gathered there is masked.
             columns = (first + torch.arange(width, device=device)).clamp_(max=batch.block_tables.shape[1] - 1)
             tables = batch.block_tables[part].gather(1, columns)
