@@ -30,7 +30,8 @@ def run(p: Planner) -> dict[int, int]:
     """Do what the engine does with a plan; how many tokens each sequence computed."""
     plan = p.plan()
     completed = [row.sequence for row in plan.rows if row.completes]
-    p.commit(plan)
+    p.launch(plan)
+    p.settle(plan)
     for parent in completed:
         for branch in [parent, *(p.fork(parent, choice) for choice in parent.fork_choices)]:
             branch.tokens.append(next(NEXT_TOKEN))

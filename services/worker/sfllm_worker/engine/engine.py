@@ -2,30 +2,40 @@
 
 A step is planned (`planner.py`), its inputs are laid out, the model runs, tokens are
 sampled and the sequences advance. The engine knows nothing of sockets, clocks or HTTP.
+
+On a GPU a launch returns before its work is done. With `overlap` the next step is launched before the
+tokens of the one before are read, as if every sequence went on: the device feeds the tokens from step to
+step. The row of a sequence that turns out to have ended is dropped when it is read.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence as Seq
-from itertools import accumulate, starmap
 
 import torch
 
 from sfllm.token_batch import Logprobs
+from sfllm_worker.engine.in_flight import StepInFlight, lay_out, token_ids_of
 from sfllm_worker.engine.interface import Progress, PromptReport, StepResult
+from sfllm_worker.engine.pending import SynchronousSampler, TokenSampler
 from sfllm_worker.engine.planned import PlannedEngine, PromptSpan, prompt_spans
-from sfllm_worker.engine.planner import Limits, Row, StepPlan
+from sfllm_worker.engine.planner import Limits, StepPlan
 from sfllm_worker.engine.sequence import Sequence
-from sfllm_worker.graphs.runner import GraphRunner, StepInputs
+from sfllm_worker.graphs.runner import GraphRunner
+from sfllm_worker.graphs.staging import Staging
 from sfllm_worker.kv.cache import KVCache
-from sfllm_worker.model.attention import AttentionBatch
 from sfllm_worker.sampling.adjust import SamplingRow
 from sfllm_worker.sampling.logprobs import token_logprobs
-from sfllm_worker.sampling.sampler import sample
 
 
 class Engine(PlannedEngine):
-    """Owner of the KV cache and the runner, which compute what the planner plans."""
+    """Owner of the KV cache, the runner and the sampler, which compute what the planner plans.
+
+    Invariants: at most one step is in flight between calls, two within one, and none without `overlap`;
+    they are read in the order of their launch. Nothing waits for the device but reading a step's tokens,
+    and launching one with log probabilities of prompt tokens.
+    """
 
     def __init__(
         self,
@@ -35,69 +45,93 @@ class Engine(PlannedEngine):
         eos_token_ids: Seq[int],
         max_model_len: int,
         device: torch.device,
+        sampler: TokenSampler | None = None,
+        overlap: bool = False,
     ) -> None:
         super().__init__(limits, kv.num_blocks, eos_token_ids, max_model_len)
         self._runner = runner
         self._kv = kv
-        self._device = device
+        self._sampler: TokenSampler = sampler or SynchronousSampler()
+        self._staging = Staging(device)
+        self._in_flight: deque[StepInFlight] = deque()
+        self._depth = 2 if overlap else 1
+        self._drains = False
 
     @torch.inference_mode()
     def step(self) -> StepResult:
-        """Run one step over whatever can run, and say what came of it."""
-        plan = self.planner.plan()
-        if not plan.rows:
-            return StepResult([], [], plan.admitted, len(plan.preempted), 0)
+        """Launch steps over whatever can run, read the oldest one and say what came of it.
+
+        Who was admitted or preempted is said of the steps that were launched.
+        """
+        admitted: list[Sequence] = []
+        preempted = 0
+        while len(self._in_flight) < self._depth and not self._drains:
+            plan = self.planner.plan()
+            admitted += plan.admitted
+            preempted += len(plan.preempted)
+            self._drains = plan.lacks_blocks
+            if not plan.rows:
+                break
+            self._in_flight.append(self._launch(plan))
+        if not self._in_flight:
+            return StepResult([], [], admitted, preempted, 0)
+        oldest = self._in_flight.popleft()
+        self._drains = self._drains and bool(self._in_flight)
+        progress = self._read(oldest)
+        reports = [report for report in oldest.reports if report.sequence.block_table]
+        return StepResult(progress, reports, admitted, preempted, oldest.num_tokens)
+
+    def _launch(self, plan: StepPlan) -> StepInFlight:
         if plan.copies:
             self._kv.copy_blocks(plan.copies)
-        completed = [index for index, row in enumerate(plan.rows) if row.completes]
-        targets = [plan.rows[index] for index in completed]
+        before = self._in_flight[-1] if self._in_flight else None
+        token_ids = token_ids_of(plan, before, self._staging)
         spans = prompt_spans(plan)
-        inputs = self._inputs(plan, completed, spans)
-        logits = self._runner.run(inputs)
-        # Each completed sequence gets a token now or ends, so `computed` stays below its length.
-        self.planner.commit(plan)
-        reports = _report(spans, logits[len(targets) :])
-        progress = self._advance(targets, logits[: len(targets)]) if targets else []
-        return StepResult(progress, reports, plan.admitted, len(plan.preempted), len(inputs.token_ids))
-
-    def _inputs(self, plan: StepPlan, completed: list[int], spans: list[PromptSpan]) -> StepInputs:
-        """Lay out a step. Logits are wanted of the completed rows' last tokens, then of the spans."""
-        token_ids: list[int] = []
-        for sequence, count in plan.rows:
-            token_ids += sequence.tokens[sequence.computed : sequence.computed + count]
-        batch = AttentionBatch.build(
-            query_lens=[row.num_tokens for row in plan.rows],
-            context_lens=[row.sequence.computed + row.num_tokens for row in plan.rows],
-            block_tables=[row.sequence.block_table for row in plan.rows],
-            block_size=self.planner.limits.block_size,
-            device=self._device,
-        )
-        ends = list(accumulate(row.num_tokens for row in plan.rows))
-        wanted = [ends[index] - 1 for index in completed]
-        row_of = {id(row.sequence): index for index, row in enumerate(plan.rows)} if spans else {}
-        for sequence, start, count in spans:
-            index = row_of[id(sequence)]
-            first = ends[index] - plan.rows[index].num_tokens + start - 1 - sequence.computed
-            wanted += range(first, first + count)
-        ids = torch.tensor(token_ids, dtype=torch.int64, device=self._device)
-        return StepInputs(ids, batch, torch.tensor(wanted, dtype=torch.int64, device=self._device))
-
-    def _advance(self, targets: list[Row], logits: torch.Tensor) -> list[Progress]:
-        """Sample a token for every sequence that is fully computed, its forks included."""
-        sequences: list[Sequence] = []
-        logit_rows: list[int] = []
-        for index, row in enumerate(targets):
-            branches = self._branches(row.sequence)
-            sequences += branches
-            logit_rows += [index] * len(branches)
-        if len(sequences) > len(targets):
-            logits = logits[logit_rows]
-        sampled = sample(logits, [self._sampling_row(sequence) for sequence in sequences])
-        return list(starmap(self._take, zip(sequences, *sampled, strict=True)))
+        rows: list[SamplingRow] = []
+        wanted: list[int] = []
+        first_rows: dict[Sequence, int] = {}
+        branches: dict[Sequence, tuple[int, ...]] = {}
+        end = 0
+        for sequence, num_tokens, _, completes in plan.rows:
+            end += num_tokens
+            if completes:
+                first_rows[sequence] = len(rows)
+                rows.append(self._sampling_row(sequence))
+                wanted.append(end - 1)
+                if sequence.fork_choices:
+                    branches[sequence] = (sequence.choice, *sequence.fork_choices)
+                    rows += [rows[-1]._replace(choice=choice) for choice in sequence.fork_choices]
+                    wanted += [end - 1] * len(sequence.fork_choices)
+                sequence.unread += 1
+        logits = self._runner.run(lay_out(plan, token_ids, wanted, spans, self.planner.limits.block_size))
+        self.planner.launch(plan)
+        reports = _report(spans, logits[len(rows) :]) if spans else []
+        sample = self._sampler.launch(logits[: len(rows)] if spans else logits, rows)
+        return StepInFlight(plan, end, first_rows, branches, sample, len(rows), reports)
 
     def _sampling_row(self, sequence: Sequence) -> SamplingRow:
-        banned = self._banned(sequence)
-        return SamplingRow(sequence.sampling, sequence.choice, sequence.tokens, sequence.prompt_count, banned)
+        sampling = sequence.sampling
+        banned = self._banned(sequence) if sampling.min_tokens else ()
+        return SamplingRow(
+            sampling, sequence.choice, sequence.tokens, sequence.prompt_count, banned, sequence.unread
+        )
+
+    def _read(self, step: StepInFlight) -> list[Progress]:
+        """Wait for a step's tokens, and advance the sequences that still run."""
+        tokens, sound, logprobs = step.sample.read()
+        self.planner.settle(step.plan)
+        progress = []
+        for sequence, row in step.first_rows.items():
+            if not sequence.block_table:
+                continue  # it ended, or was cancelled, while the step was in flight
+            sequence.unread -= 1
+            if sequence not in step.branches:
+                progress.append(self._take(sequence, tokens[row], sound[row], logprobs[row]))
+                continue
+            for branch in self._branches(sequence):
+                own = step.row_of(sequence, branch.choice)
+                progress.append(self._take(branch, tokens[own], sound[own], logprobs[own]))
+        return progress
 
     def _take(self, sequence: Sequence, token: int, sound: bool, logprobs: Logprobs) -> Progress:
         if sound:

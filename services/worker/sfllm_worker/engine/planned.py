@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
+from sfllm.messages import Sampling
 from sfllm.token_batch import Logprobs
 from sfllm_worker.engine.interface import Progress
 from sfllm_worker.engine.planner import Limits, Planner, Row, StepPlan
@@ -77,6 +78,9 @@ class PlannedEngine:
         """Take a sequence of 1 .. max_model_len - 1 tokens. Raises ValueError for any other length."""
         if not self.fits(len(sequence.tokens)):
             raise ValueError(f"{len(sequence.tokens)} tokens do not fit a context of {self.max_model_len}")
+        sampling = sequence.sampling
+        sequence.length_limit = min(sequence.prompt_count + sampling.max_tokens, self.max_model_len)
+        sequence.needs_its_tokens = _needs_its_tokens(sampling)
         self.planner.add(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
@@ -98,7 +102,7 @@ class PlannedEngine:
     def _banned(self, sequence: Sequence) -> tuple[int, ...]:
         """Tokens that may not come next: those that would end a sequence below its `min_tokens`."""
         sampling = sequence.sampling
-        too_short = sampling.min_tokens and sequence.generated < sampling.min_tokens
+        too_short = sequence.generated + sequence.unread < sampling.min_tokens
         return self.eos_token_ids + sampling.stop_token_ids if too_short else ()
 
     def _advance_by(self, sequence: Sequence, token: int, logprobs: Logprobs) -> Progress:
@@ -109,7 +113,7 @@ class PlannedEngine:
             self.planner.remove(sequence)
             return Progress(sequence, None, "stop", token)
         sequence.tokens.append(token)
-        if sequence.generated >= sampling.max_tokens or len(sequence.tokens) >= self.max_model_len:
+        if len(sequence.tokens) >= sequence.length_limit:
             self.planner.remove(sequence)
             return Progress(sequence, token, "length", logprobs=logprobs)
         return Progress(sequence, token, logprobs=logprobs)
@@ -134,7 +138,13 @@ def prompt_spans(plan: StepPlan) -> list[PromptSpan]:
 
 def _prompt_span(row: Row) -> PromptSpan | None:
     """The prompt tokens that a row predicts and that were not reported yet."""
-    sequence, num_tokens = row
-    start = max(sequence.reported_prompt, sequence.computed + 1)
-    end = min(sequence.prompt_count, sequence.computed + num_tokens + 1)
+    sequence = row.sequence
+    start = max(sequence.reported_prompt, row.start + 1)
+    end = min(sequence.prompt_count, row.start + row.num_tokens + 1)
     return PromptSpan(sequence, start, end - start) if start < end else None
+
+
+def _needs_its_tokens(sampling: Sampling) -> bool:
+    """Whether choosing a token needs all tokens before it: penalties and bad words of several tokens."""
+    penalties = sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1
+    return bool(penalties) or any(len(word) > 1 for word in sampling.bad_words)

@@ -5,6 +5,9 @@ step's token budget goes to prefill, in chunks, oldest first, and then to admiss
 When a decode finds no free block, the youngest running sequence is preempted: its
 blocks are freed and it is computed again later (recompute, as in vLLM, SOSP 2023).
 A sequence whose prompt begins like one that is being computed waits for those blocks.
+
+A step may be planned while earlier ones are in flight: launched and not read. Their tokens count as
+there (`Sequence.unread`), their blocks are not free, and nobody is preempted until they were read.
 """
 
 from __future__ import annotations
@@ -26,31 +29,40 @@ class Limits(NamedTuple):
 
 
 class Row(NamedTuple):
-    """`num_tokens` tokens of `sequence`, from its first token that is not computed yet."""
+    """`num_tokens` tokens of `sequence` from token `start` on, which is the first not computed yet.
+
+    `completes`: all its tokens are computed after this step, so that the next can be sampled.
+    """
 
     sequence: Sequence
     num_tokens: int
-
-    @property
-    def completes(self) -> bool:
-        """Whether all its tokens are computed after this step, so that the next can be sampled."""
-        return self.num_tokens == self.sequence.remaining
+    start: int
+    completes: bool
 
 
-class StepPlan(NamedTuple):
-    """One step: rows of one token first, and block copies (source, target) to make before it."""
+class StepPlan:
+    """One step: rows of one token first, and block copies (source, target) to make before it.
 
-    rows: list[Row]
-    copies: list[tuple[int, int]]
-    admitted: list[Sequence]
-    preempted: list[Sequence]
+    `lacks_blocks`: a decode found no block, and steps that are in flight must be read before it is known
+    whether someone has to be preempted for it.
+    """
+
+    __slots__ = ("admitted", "copies", "lacks_blocks", "preempted", "rows")
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.copies: list[tuple[int, int]] = []
+        self.admitted: list[Sequence] = []
+        self.preempted: list[Sequence] = []
+        self.lacks_blocks = False
 
 
 class Planner:
     """Owner of the waiting queue, the running list and the blocks of every sequence.
 
     Invariants: a sequence is in exactly one of the two; a waiting one has no blocks; `running`
-    is in admission order, oldest first; the slots of all running ones fit `max_sequences`.
+    is in admission order, oldest first; the slots of all running ones fit `max_sequences`. Steps are
+    numbered from 1, launched one after the other and settled in the same order.
     """
 
     def __init__(self, limits: Limits, pool: BlockPool) -> None:
@@ -62,11 +74,12 @@ class Planner:
         self.running: list[Sequence] = []
         self.prefixes = Prefixes(pool, limits.block_size)
         self._slots_used = 0
+        self._launched = self._settled = 0
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would do anything."""
-        return bool(self.running or self.waiting)
+        """Whether there is a sequence to advance, or a step in flight."""
+        return bool(self.running or self.waiting) or self._settled < self._launched
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. The caller has made sure that it fits the cache when it is alone."""
@@ -95,31 +108,47 @@ class Planner:
         sequence.fork_choices = kept
 
     def plan(self) -> StepPlan:
-        """Plan the next step, allocating the blocks that it writes to."""
-        plan = StepPlan([], [], [], [])
+        """Plan the next step, allocating the blocks that it writes to.
+
+        There is always something to do for someone while no step is in flight.
+        """
+        plan = StepPlan()
         prefilling = []
         for sequence in list(self.running):
             if sequence.remaining > 1:
                 prefilling.append(sequence)
-            elif sequence not in plan.preempted:
+            elif sequence not in plan.preempted and not (sequence.unread and _must_be_read(sequence)):
                 self._plan_decode(sequence, plan)
         num_decodes = len(plan.rows)
         budget = self.limits.max_step_tokens - num_decodes
         for sequence in prefilling:
             if budget > 0 and sequence not in plan.preempted:
                 budget -= self._plan_chunk(sequence, budget, plan)
-        while budget > 0 and not plan.preempted and self._admit_next(plan):
+        may_admit = not plan.preempted and not plan.lacks_blocks
+        while budget > 0 and may_admit and self._admit_next(plan):
             budget -= self._plan_chunk(plan.admitted[-1], budget, plan)
         if len(plan.rows) > num_decodes:
             plan.rows.sort(key=lambda row: row.num_tokens > 1)
         return plan
 
-    def commit(self, plan: StepPlan) -> None:
-        """The planned step ran: its tokens are in the cache, and full blocks can be found there."""
-        for sequence, num_tokens in plan.rows:
-            before = sequence.computed
-            sequence.computed += num_tokens
-            self.prefixes.publish(sequence, before)
+    def launch(self, plan: StepPlan) -> None:
+        """The planned step was launched: whatever is launched later finds its tokens in the cache."""
+        self._launched += 1
+        for sequence, num_tokens, start, _ in plan.rows:
+            sequence.computed = start + num_tokens
+            sequence.last_step = self._launched
+
+    def settle(self, plan: StepPlan) -> None:
+        """The oldest step in flight was read, and is `plan`: full blocks can be found in the cache.
+
+        The tokens that were chosen in it are not part of their sequences yet, those before it are.
+        """
+        self._settled += 1
+        block_size = self.limits.block_size
+        for sequence, num_tokens, start, _ in plan.rows:
+            if start // block_size != (start + num_tokens) // block_size and sequence.block_table:
+                self.prefixes.publish(sequence, start, start + num_tokens)
+        self.pool.settle(self._settled)
 
     def spoil(self, sequence: Sequence) -> list[int]:
         """What a running sequence computed is no good: nobody may find it. Blocks that only it has."""
@@ -129,7 +158,7 @@ class Planner:
     def _plan_decode(self, sequence: Sequence, plan: StepPlan) -> None:
         if not self._can_write_in_place(sequence) and not self._make_writable(sequence, plan):
             return
-        plan.rows.append(Row(sequence, 1))
+        plan.rows.append(Row(sequence, 1, sequence.computed, True))
 
     def _can_write_in_place(self, sequence: Sequence) -> bool:
         """Whether the last block has room for the next token and is nobody else's."""
@@ -137,8 +166,14 @@ class Planner:
         return sequence.computed < len(table) * self.limits.block_size and not self.pool.is_shared(table[-1])
 
     def _make_writable(self, sequence: Sequence, plan: StepPlan) -> bool:
-        """Get the block that the next token goes to, by preempting if need be; False if it hit itself."""
+        """Get the block that the next token goes to, by preempting if need be.
+
+        False if it hit itself, or if it has to wait for steps in flight.
+        """
         while self.pool.num_free == 0 and not self._can_write_in_place(sequence):
+            if self._settled < self._launched:
+                plan.lacks_blocks = True
+                return False
             victim = self.running[-1]
             self._preempt(victim, plan)
             if victim is sequence:
@@ -150,13 +185,14 @@ class Planner:
         elif self.pool.is_shared(table[-1]):
             (copy,) = self.pool.allocate(1)
             plan.copies.append((table[-1], copy))
-            self.pool.release([table[-1]])
+            self.pool.release([table[-1]], self._launched + 1)  # this step copies it
             table[-1] = copy
         return True
 
     def _plan_chunk(self, sequence: Sequence, budget: int, plan: StepPlan) -> int:
-        count = min(sequence.remaining, budget)
-        plan.rows.append(Row(sequence, count))
+        remaining = sequence.remaining
+        count = min(remaining, budget)
+        plan.rows.append(Row(sequence, count, sequence.computed, count == remaining))
         return count
 
     def _admit_next(self, plan: StepPlan) -> bool:
@@ -201,7 +237,7 @@ class Planner:
         self.prefixes.stopped(sequence)
         self.running.remove(sequence)
         self._slots_used -= sequence.slots
-        self.pool.release(sequence.block_table)
+        self.pool.release(sequence.block_table, sequence.last_step)
         sequence.block_table = []
 
     def check_integrity(self) -> None:
@@ -212,7 +248,22 @@ class Planner:
         assert self._slots_used <= self.limits.max_sequences
         assert not any(sequence.block_table for sequence in self.waiting)
         for sequence in self.running:
-            assert 0 <= sequence.computed < len(sequence.tokens)
+            assert sequence.block_table
+            assert 0 <= sequence.computed < len(sequence.tokens) + sequence.unread
             assert len(sequence.block_table) * self.limits.block_size >= sequence.computed
+        if self._settled == self._launched:
+            assert self.pool.num_deferred == 0, "blocks wait for steps that were all read"
+            assert not any(sequence.unread for sequence in (*self.running, *self.waiting))
         if not self.running:
-            assert self.pool.num_free == self.pool.num_blocks, "blocks are held by nobody"
+            idle = self.pool.num_free + self.pool.num_deferred
+            assert idle == self.pool.num_blocks, "blocks are held by nobody"
+
+
+def _must_be_read(sequence: Sequence) -> bool:
+    """Whether a sequence with tokens that nobody has read can go no further before they were.
+
+    Its newest token is its last one, or its choices branch off with it, or all its tokens are needed to
+    choose the next.
+    """
+    known = len(sequence.tokens) + sequence.unread
+    return sequence.needs_its_tokens or known >= sequence.length_limit or bool(sequence.fork_choices)

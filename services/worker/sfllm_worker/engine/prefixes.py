@@ -45,26 +45,24 @@ class Prefixes:
         for prefix_hash in self._hashes(sequence)[len(cached) :]:
             self._leaders.setdefault(prefix_hash, sequence)
 
-    def publish(self, sequence: Sequence, computed_before: int) -> None:
-        """Blocks that filled up since `computed_before` tokens can be found from now on."""
-        first, end = computed_before // self._block_size, sequence.computed // self._block_size
-        if first == end:
-            return
+    def publish(self, sequence: Sequence, start: int, end: int) -> None:
+        """Blocks of a running sequence that its tokens `start .. end - 1` filled can be found from now on."""
         hashes = self._hashes(sequence)
-        for index in range(first, end):
+        for index in range(start // self._block_size, end // self._block_size):
             self._pool.publish(sequence.block_table[index], hashes[index])
             self._forget(hashes[index], sequence)
 
     def stopped(self, sequence: Sequence) -> None:
         """`sequence` runs no more; nobody waits for it."""
-        for prefix_hash in sequence.hashes[sequence.computed // self._block_size :]:
+        for prefix_hash in sequence.hashes:
             self._forget(prefix_hash, sequence)
 
     def check_integrity(self, running: list[Sequence]) -> None:
         """Raise AssertionError unless the invariant holds."""
         for prefix_hash, leader in self._leaders.items():
             assert leader in running, "a prefix is waited for that nobody computes"
-            assert leader.hashes.index(prefix_hash) >= leader.computed // self._block_size
+            own_block = leader.block_table[leader.hashes.index(prefix_hash)]
+            assert own_block not in self._pool.find([prefix_hash]), "a prefix is waited for that is here"
 
     def _hashes(self, sequence: Sequence) -> list[bytes]:
         extend_hashes(sequence.hashes, sequence.tokens, self._block_size, sequence.cache_salt)

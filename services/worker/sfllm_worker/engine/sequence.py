@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
@@ -18,7 +19,13 @@ class Sequence:
     `hashes` name the full blocks of tokens so far as they were needed. `cached_tokens` were found
     in the prefix cache at its first admission, None before it. `reported_prompt` prompt tokens have
     had their log probabilities reported, where those were asked for.
-    Invariant: 0 <= computed < len(tokens), and block_table covers at least `computed` tokens.
+
+    Steps are launched ahead of what was read of them. `computed` counts what was launched, and
+    `unread` tokens, which follow `tokens`, were chosen on the device by steps up to `last_step` that
+    nobody has read yet. The sequence ends when it has `length_limit` tokens, if not before, and where
+    `needs_its_tokens` its next token cannot be chosen before all others were read.
+    Invariant: 0 <= computed < len(tokens) + unread, and block_table covers at least `computed` tokens.
+    It is empty exactly while the sequence does not run.
     """
 
     key: Hashable
@@ -33,11 +40,15 @@ class Sequence:
     hashes: list[bytes] = field(default_factory=list)
     cached_tokens: int | None = None
     reported_prompt: int = 1
+    unread: int = 0
+    last_step: int = 0
+    length_limit: int = sys.maxsize
+    needs_its_tokens: bool = False
 
     @property
     def remaining(self) -> int:
         """Tokens still to be computed before the next one can be sampled."""
-        return len(self.tokens) - self.computed
+        return len(self.tokens) + self.unread - self.computed
 
     @property
     def generated(self) -> int:
@@ -63,4 +74,7 @@ class Sequence:
             hashes=list(self.hashes),
             cached_tokens=self.cached_tokens,
             reported_prompt=self.prompt_count,
+            last_step=self.last_step,
+            length_limit=self.length_limit,
+            needs_its_tokens=self.needs_its_tokens,
         )

@@ -62,7 +62,8 @@ class MockEngine(PlannedEngine):
             self._strike_if_poisoned(plan, self._poison)
         targets = [row.sequence for row in plan.rows if row.completes]
         reports = [self._report(span) for span in prompt_spans(plan)]
-        self.planner.commit(plan)
+        self.planner.launch(plan)
+        self.planner.settle(plan)
         progress = [
             self._next(sequence, self._digest(target))
             for target in targets

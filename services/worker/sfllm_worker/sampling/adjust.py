@@ -15,7 +15,8 @@ class SamplingRow(NamedTuple):
     """How to choose the next token of one sequence.
 
     `tokens` are prompt and output so far, `prompt_count` of them prompt. `banned` tokens must not
-    come now (end-of-text tokens before `min_tokens`).
+    come now (end-of-text tokens before `min_tokens`). `unread` further tokens were chosen after `tokens`
+    that the host has not read yet; there are none where penalties or bad words of several tokens apply.
     """
 
     sampling: Sampling
@@ -23,11 +24,12 @@ class SamplingRow(NamedTuple):
     tokens: Sequence[int]
     prompt_count: int
     banned: tuple[int, ...] = ()
+    unread: int = 0
 
     @property
     def position(self) -> int:
         """Index of the output token to be chosen."""
-        return len(self.tokens) - self.prompt_count
+        return len(self.tokens) + self.unread - self.prompt_count
 
 
 def adjusts(row: SamplingRow) -> bool:

@@ -41,5 +41,5 @@ def _spec(row: SamplingRow) -> tuple[float, float, float, int, int, int, int]:
     s = row.sampling
     if s.temperature < GREEDY_BELOW_TEMPERATURE:
         return _GREEDY
-    position = len(row.tokens) - row.prompt_count
+    position = len(row.tokens) + row.unread - row.prompt_count
     return s.top_p, s.temperature, s.min_p, s.top_k, s.seed & _SEED_MASK, position, row.choice
