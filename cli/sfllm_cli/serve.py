@@ -21,6 +21,7 @@ from sfllm import logs
 from sfllm.config import parse
 from sfllm.model_files import resolve_model
 from sfllm_cli.errors import CommandError
+from sfllm_cli.gpus import find_gpus
 from sfllm_cli.ports import check_free, free_port
 from sfllm_cli.restarts import RestartPolicy
 from sfllm_cli.serve_plan import admin_ports, child_specs, local_url
@@ -46,20 +47,21 @@ def run(argv: Sequence[str]) -> int:
         )
     )
     logs.setup("supervisor", settings.serve.log_level, settings.serve.log_format)
-    settings = _with_port(settings)
+    gpus = _gpus(settings)
+    settings = _with_port(settings, gpus)
     if settings.worker.load_format != "dummy" and not settings.worker.mock:
         resolve_model(settings.serve.model)
     with tempfile.TemporaryDirectory(prefix="sfllm-", dir=_short_directory()) as sockets:
         try:
-            return asyncio.run(_serve(settings, Path(sockets), started))
+            return asyncio.run(_serve(settings, Path(sockets), gpus, started))
         except OSError as error:
             raise CommandError(f"cannot run the services: {error}") from error
 
 
-async def _serve(settings: ServicesSettings, sockets: Path, started: float) -> int:
+async def _serve(settings: ServicesSettings, sockets: Path, gpus: Sequence[str], started: float) -> int:
     url = local_url(settings.gateway.host, settings.gateway.port)
-    specs = child_specs(settings, sockets, os.environ, _cores())
-    for spec, port in zip(specs, admin_ports(settings.serve), strict=False):
+    specs = child_specs(settings, sockets, os.environ, _cores(), gpus)
+    for spec, port in zip(specs, admin_ports(settings.serve, gpus), strict=False):
         print(f"{spec.name}: http://{settings.serve.admin_host}:{port}/metrics", flush=True)
     prefix = settings.serve.log_format == "text"
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_SECONDS)) as session:
@@ -117,16 +119,24 @@ def _command() -> str:
     return sys.argv[0] if Path(sys.argv[0]).name == "sfllm" else f"{sys.executable} -m sfllm_cli"
 
 
-def _with_port(settings: ServicesSettings) -> ServicesSettings:
+def _with_port(settings: ServicesSettings, gpus: Sequence[str]) -> ServicesSettings:
     """Settings with a real port; a port that is taken is told before anything starts."""
     gateway = settings.gateway
     if gateway.port == 0:
         gateway = msgspec.structs.replace(gateway, port=free_port(gateway.host))
     else:
         check_free(gateway.host, gateway.port, "--port")
-    for port in admin_ports(settings.serve):
+    for port in admin_ports(settings.serve, gpus):
         check_free(settings.serve.admin_host, port, "--admin-port")
     return settings._replace(gateway=gateway)
+
+
+def _gpus(settings: ServicesSettings) -> tuple[str, ...]:
+    """The GPUs to share among workers; a worker that is alone finds its own."""
+    worker = settings.worker
+    if settings.serve.workers == 1 or worker.mock or worker.device == "cpu":
+        return ()
+    return find_gpus(os.environ)
 
 
 def _short_directory() -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,6 +11,7 @@ import msgspec
 from sfllm.config import ENV_PREFIX, Settings, to_arguments
 from sfllm.settings import CommonSettings, GatewaySettings, SchedulerSettings, WorkerSettings
 from sfllm_cli.child import ChildSpec
+from sfllm_cli.gpus import count_workers, gpu_of
 from sfllm_cli.settings import ServeSettings, ServicesSettings
 
 _INHERITED = frozenset({"SFLLM_CACHE_DIR", "SFLLM_MATRIX_TILES"})
@@ -21,10 +22,18 @@ GATEWAYS_STOP, WORKERS_STOP, SCHEDULER_STOPS = range(3)
 
 
 def child_specs(
-    settings: ServicesSettings, sockets: Path, environ: Mapping[str, str], cores: int
+    settings: ServicesSettings,
+    sockets: Path,
+    environ: Mapping[str, str],
+    cores: int,
+    gpus: Sequence[str] = (),
 ) -> list[ChildSpec]:
-    """The processes in the order of their start. `sockets` is a private directory for their socket files."""
+    """The processes in the order of their start. `sockets` is a private directory for their socket files.
+
+    `gpus` are those that workers may use, see `find_gpus`.
+    """
     serve = settings.serve
+    workers = count_workers(serve.workers, gpus)
     addresses = {
         name: getattr(serve, name) or f"ipc://{sockets / name.removesuffix('_address')}"
         for name in ("gateway_address", "worker_address", "asset_address")
@@ -36,21 +45,25 @@ def child_specs(
     )
     worker = msgspec.structs.replace(
         settings.worker,
-        threads=settings.worker.threads or _threads_each(serve.workers, cores),
+        threads=settings.worker.threads or _threads_each(workers, cores),
         **{name: addresses[name] for name in ("worker_address", "asset_address")},
     )
-    services: list[tuple[str, str, CommonSettings, type[Settings], int]] = [
-        ("scheduler", "sfllm_scheduler", scheduler, SchedulerSettings, SCHEDULER_STOPS),
+    worker_environment = _thread_environment(worker)
+    services: list[tuple[str, str, CommonSettings, type[Settings], int, dict[str, str]]] = [
+        ("scheduler", "sfllm_scheduler", scheduler, SchedulerSettings, SCHEDULER_STOPS, {}),
         *(
-            (f"gateway-{index}", "sfllm_gateway", gateway, GatewaySettings, GATEWAYS_STOP)
+            (f"gateway-{index}", "sfllm_gateway", gateway, GatewaySettings, GATEWAYS_STOP, {})
             for index in range(serve.gateways)
         ),
         *(
-            (f"worker-{index}", "sfllm_worker", worker, WorkerSettings, WORKERS_STOP)
-            for index in range(serve.workers)
+            (
+                *(f"worker-{index}", "sfllm_worker", worker, WorkerSettings, WORKERS_STOP),
+                worker_environment | gpu_of(index, workers, gpus),
+            )
+            for index in range(workers)
         ),
     ]
-    ports = admin_ports(serve) or [0] * len(services)
+    ports = admin_ports(serve, gpus) or [0] * len(services)
     return [
         ChildSpec(
             name,
@@ -59,15 +72,15 @@ def child_specs(
                 *to_arguments(msgspec.structs.replace(of_process, admin_port=port), cls),
             ),
             stop_rank,
-            environment | _thread_environment(of_process),
+            environment | extra,
         )
-        for (name, module, of_process, cls, stop_rank), port in zip(services, ports, strict=True)
+        for (name, module, of_process, cls, stop_rank, extra), port in zip(services, ports, strict=True)
     ]
 
 
-def admin_ports(serve: ServeSettings) -> list[int]:
+def admin_ports(serve: ServeSettings, gpus: Sequence[str] = ()) -> list[int]:
     """One port a process, in the order of their start; none when they were not asked for."""
-    count = 1 + serve.gateways + serve.workers
+    count = 1 + serve.gateways + count_workers(serve.workers, gpus)
     return list(range(serve.admin_port, serve.admin_port + count)) if serve.admin_port else []
 
 
@@ -96,7 +109,5 @@ def _threads_each(workers: int, cores: int) -> int | None:
     return max(1, cores // workers) if workers > 1 else None
 
 
-def _thread_environment(settings: CommonSettings) -> dict[str, str]:
-    if isinstance(settings, WorkerSettings) and settings.threads is not None:
-        return {"OMP_NUM_THREADS": str(settings.threads)}
-    return {}
+def _thread_environment(worker: WorkerSettings) -> dict[str, str]:
+    return {} if worker.threads is None else {"OMP_NUM_THREADS": str(worker.threads)}

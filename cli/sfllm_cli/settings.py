@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -23,7 +23,13 @@ class ServeSettings(CommonSettings, frozen=True, kw_only=True):
     model: Annotated[
         str, Meta(description="a model directory, a .gguf file, a hub id, or 'smollm2' for the default model")
     ] = "smollm2"
-    workers: Annotated[int, Meta(ge=1, le=64, description="how many worker processes")] = 1
+    workers: Annotated[
+        Annotated[int, Meta(ge=1, le=64)] | Literal["auto"],
+        Meta(
+            description="how many worker processes, which take the visible GPUs in turn; "
+            "auto: one for each visible GPU, or one without any"
+        ),
+    ] = 1
     gateways: Annotated[
         int, Meta(ge=1, le=64, description="how many gateway processes; they share the port")
     ] = 1

@@ -147,6 +147,17 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     mem_fraction: Annotated[
         float, Meta(gt=0, le=1, description="share of the device's free memory for the KV cache")
     ] = 0.5
+    cuda_graph_max_bs: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="on GPUs: largest batch of a captured decode step; the largest of all if unset"),
+    ] = None
+    cuda_graph_bs: Annotated[
+        tuple[Annotated[int, Meta(ge=1)], ...],
+        Meta(description="on GPUs: batch sizes of captured decode steps; 1, 2, 4, 8, 16, 24, ... if unset"),
+    ] = ()
+    disable_cuda_graph: Annotated[
+        bool, Meta(description="on GPUs: launch every operation of a decode step by itself")
+    ] = False
     step_timeout_seconds: Annotated[
         float,
         Meta(
