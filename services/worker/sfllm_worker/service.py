@@ -131,7 +131,7 @@ class WorkerService:
             self._is_idle = True
             self._protocol.check_idle()
             self._metrics.state(self._engine)
-        if not self._protocol.drained:
+        if not self._protocol.drained and not self._engine.idle():
             self._link.wait(min(self._protocol.seconds_to_timer(now), LONGEST_WAIT_SECONDS))
 
     def _send_outgoing(self, now: float) -> None:

@@ -81,6 +81,10 @@ class Engine(PlannedEngine):
         reports = [report for report in oldest.reports if report.sequence.block_table]
         return StepResult(progress, reports, admitted, preempted, oldest.num_tokens)
 
+    def idle(self) -> bool:
+        """Let the runner prepare something; see `EngineInterface`."""
+        return super().idle() or self._runner.idle()
+
     def _launch(self, plan: StepPlan) -> StepInFlight:
         if plan.copies:
             self._kv.copy_blocks(plan.copies)

@@ -108,5 +108,11 @@ class EngineInterface(Protocol):
     def step(self) -> StepResult:
         """Run one step over whatever can run, and say what came of it."""
 
+    def idle(self) -> bool:
+        """Use a moment without work for preparations, a fraction of a second; True while more remain.
+
+        Raises RuntimeError when there is work.
+        """
+
     def check_integrity(self) -> None:
         """Raise AssertionError unless blocks in use are those that sequences refer to."""

@@ -91,6 +91,12 @@ class PlannedEngine:
         """Forget a choice that has not branched off `sequence` yet."""
         self.planner.drop_fork(sequence, choice)
 
+    def idle(self) -> bool:
+        """There is nothing to prepare."""
+        if self.has_work:
+            raise RuntimeError("a sequence that waits comes before preparations")
+        return False
+
     def check_integrity(self) -> None:
         """Raise AssertionError unless blocks in use are those that sequences refer to."""
         self.planner.check_integrity()
