@@ -13,13 +13,22 @@ from sfllm.metrics import Metrics
 from sfllm.settings import WorkerSettings
 from sfllm.sockets import random_identity
 from sfllm_worker.engine.interface import EngineInterface
+from sfllm_worker.graphs.figures import GraphFigures
 from sfllm_worker.link import SchedulerLink
 from sfllm_worker.metrics import WorkerMetrics
 from sfllm_worker.protocol import WorkerProtocol
 from sfllm_worker.service import WorkerService
+from sfllm_worker.telemetry import GpuTelemetry
 from sfllm_worker.watchdog import Watchdog
 
 _log = structlog.get_logger()
+
+
+class Gpu(NamedTuple):
+    """The GPU that an engine runs on: its UUID as the driver spells it, and what the runner has done."""
+
+    uuid: str
+    figures: GraphFigures
 
 
 class Parts(NamedTuple):
@@ -35,6 +44,7 @@ class Parts(NamedTuple):
     step_tokens: int
     step_seconds: float
     phases: Mapping[str, float] = {}
+    gpu: Gpu | None = None
 
 
 class Worker(NamedTuple):
@@ -57,6 +67,11 @@ def assemble(settings: WorkerSettings, parts: Parts) -> Worker:
     metrics = WorkerMetrics(registry, card.name, hello.worker_id)
     for phase, seconds in parts.phases.items():
         metrics.startup(phase, seconds)
+    if parts.gpu is not None:
+        metrics.watch_graphs(parts.gpu.figures)
+        telemetry = GpuTelemetry.open(parts.gpu.uuid)
+        if telemetry is not None:
+            metrics.watch_gpu(telemetry)
     metrics.state(engine)
     service = WorkerService(
         engine,

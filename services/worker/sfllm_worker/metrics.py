@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 from sfllm.metrics import TOKEN_COUNT_BUCKETS, TOKEN_LATENCY_BUCKETS, Metrics
 from sfllm_worker.engine.interface import EngineInterface, StepResult
+from sfllm_worker.graphs.figures import GraphFigures
+from sfllm_worker.telemetry import GpuTelemetry
 
 
 class WorkerMetrics:
@@ -11,6 +16,7 @@ class WorkerMetrics:
 
     def __init__(self, metrics: Metrics, model_name: str, worker_id: str) -> None:
         labels = ("model_name", "worker")
+        self._metrics = metrics
         self._values = (model_name, worker_id)
         sequences = metrics.gauge("worker_sequences", "Sequences in this worker by state", (*labels, "state"))
         self._running = sequences.labels(*self._values, "running")
@@ -40,10 +46,26 @@ class WorkerMetrics:
         self._startup = metrics.gauge(
             "startup_seconds", "Duration of each phase of the start", (*labels, "phase")
         )
+        self._graphs: _GraphMetrics | None = None
 
     def startup(self, phase: str, seconds: float) -> None:
         """How long one phase of the start took."""
         self._startup.labels(*self._values, phase).set(seconds)
+
+    def watch_gpu(self, telemetry: GpuTelemetry) -> None:
+        """Show utilization and memory of the worker's GPU, read at each scrape."""
+        labels = ("model_name", "worker")
+        utilization = self._metrics.gauge(
+            "gpu_utilization", "Share of the time in which the GPU ran anything, 0 to 1", labels
+        )
+        utilization.labels(*self._values).set_function(telemetry.utilization)
+        memory = self._metrics.gauge("gpu_memory_bytes", "Memory of the GPU by state", (*labels, "state"))
+        memory.labels(*self._values, "used").set_function(lambda: telemetry.memory().used)
+        memory.labels(*self._values, "free").set_function(lambda: telemetry.memory().free)
+
+    def watch_graphs(self, figures: GraphFigures) -> None:
+        """Show how steps reach the GPU."""
+        self._graphs = _GraphMetrics(self._metrics, self._values, figures)
 
     def step(self, result: StepResult, seconds: float) -> None:
         """Account for a step."""
@@ -62,3 +84,39 @@ class WorkerMetrics:
         self._kv_usage.set(used_tokens / engine.kv_tokens)
         self._free_blocks.set(engine.free_kv_tokens // engine.kv_block_tokens)
         self._used_blocks.set(used_tokens // engine.kv_block_tokens)
+        if self._graphs is not None:
+            self._graphs.update()
+
+
+class _GraphMetrics:
+    """What a runner has done, as metrics."""
+
+    def __init__(self, metrics: Metrics, values: tuple[str, str], figures: GraphFigures) -> None:
+        labels = ("model_name", "worker")
+        self._figures = figures
+        self._seen = dataclasses.replace(figures)
+        gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
+            ("cuda_graphs_captured", "CUDA graphs that are there", lambda: figures.captured),
+            ("cuda_graph_capture_seconds", "Time that their capture took", lambda: figures.capture_seconds),
+            ("cuda_graph_memory_bytes", "GPU memory that they took", lambda: figures.memory_bytes),
+        )
+        for name, text, value in gauges:
+            metrics.gauge(name, text, labels).labels(*values).set_function(value)
+        steps = metrics.counter(
+            "cuda_graph_replays_total",
+            "Steps by how they reached the GPU: replay of a graph, or eager",
+            (*labels, "kind"),
+        )
+        self._replays = steps.labels(*values, "replay")
+        self._eager = steps.labels(*values, "eager")
+        self._padding = metrics.counter(
+            "padding_tokens_total", "Rows of replayed graphs that belonged to no sequence", labels
+        ).labels(*values)
+
+    def update(self) -> None:
+        """Count what came since the last time."""
+        now, seen = dataclasses.replace(self._figures), self._seen
+        self._replays.inc(now.replays - seen.replays)
+        self._eager.inc(now.eager_steps - seen.eager_steps)
+        self._padding.inc(now.padding_rows - seen.padding_rows)
+        self._seen = now

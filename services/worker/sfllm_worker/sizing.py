@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import torch
@@ -41,15 +42,23 @@ def cache_blocks(
     cache_tokens: int | None,
     mem_fraction: float,
     useful_tokens: int,
+    reserved_bytes: int = 0,
 ) -> int:
     """Blocks of the cache, without the padding block.
 
-    `cache_tokens` decides when given; otherwise `mem_fraction` of the free memory, but no more than
-    `useful_tokens`, which the largest batch of the longest sequences would fill.
+    `cache_tokens` decides when given; otherwise `mem_fraction` of the memory that is free besides
+    `reserved_bytes`, but no more than `useful_tokens`, which the largest batch of the longest sequences
+    would fill. Raises ValueError when nothing is left.
     """
     if cache_tokens is not None:
         return max(1, -(-cache_tokens // block_size))
-    budget = int(free_bytes(device) * mem_fraction)
+    free = free_bytes(device)
+    if free < reserved_bytes:
+        raise ValueError(
+            f"{free / 2**20:.0f} MiB are free on {device} beside the weights, and steps take "
+            f"{reserved_bytes / 2**20:.0f}: a smaller --max-batch-size or --max-context-length takes less"
+        )
+    budget = int((free - reserved_bytes) * mem_fraction)
     if device.type == "cpu":
         budget = min(budget, CPU_CACHE_BYTES)
     return max(1, min(budget // bytes_per_block, -(-useful_tokens // block_size)))
@@ -69,6 +78,23 @@ def free_bytes(device: torch.device) -> int:
     if _CGROUP_LIMIT.is_file() and (limit := _CGROUP_LIMIT.read_text().strip()) != "max":
         available = min(available, int(limit) - int(_CGROUP_USED.read_text()))
     return max(0, available)
+
+
+class CudaMemory:
+    """Memory of a GPU, as its driver counts it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def free(self) -> int:
+        """Bytes that are free now, whoever uses the others."""
+        return free_bytes(self._device)
+
+    def release(self) -> None:
+        """Give back what torch caches and nobody uses."""
+        gc.collect()
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
 
 
 def _meminfo_available() -> int:

@@ -14,16 +14,22 @@ from sfllm.asset_pull import asset_of
 from sfllm.messages import GenerationDefaults, ModelCard, Sampling
 from sfllm.model_files import model_name, resolve_model
 from sfllm.settings import WorkerSettings
-from sfllm_worker.assembly import Parts
+from sfllm_worker.assembly import Gpu, Parts
 from sfllm_worker.engine.engine import Engine
 from sfllm_worker.engine.planner import Limits
 from sfllm_worker.engine.sequence import Sequence
-from sfllm_worker.graphs.runner import EagerRunner
+from sfllm_worker.graphs.captured import CapturedRunner
+from sfllm_worker.graphs.keys import GraphKey, GraphPlan, batch_buckets, context_bands, plan_graphs
+from sfllm_worker.graphs.recorder import CudaRecorder
+from sfllm_worker.graphs.reservation import Rehearsal, bytes_to_reserve
+from sfllm_worker.graphs.runner import EagerRunner, GraphRunner
 from sfllm_worker.kv.cache import KVCache, bytes_per_block
 from sfllm_worker.load import LoadedModel, load_model
 from sfllm_worker.load.assets import GenerationDefaults as ModelDefaults
+from sfllm_worker.model.decoder import Decoder
 from sfllm_worker.sizing import (
     LARGEST_AUTOMATIC_BATCH,
+    CudaMemory,
     automatic_batch_size,
     cache_blocks,
     choose_device,
@@ -44,7 +50,7 @@ def build(settings: WorkerSettings) -> Parts:
     if device.type == "cpu" and settings.threads is not None:
         torch.set_num_threads(settings.threads)
     model = _timed(phases, "load", lambda: _load(settings, device))
-    engine = _timed(phases, "cache", lambda: build_engine(settings, model, device))
+    engine = build_engine(settings, model, device, phases)
     token_seconds = _timed(phases, "warm_up", lambda: warm_up(engine))
     card = make_card(settings, model, engine)
     _log.info(
@@ -55,7 +61,15 @@ def build(settings: WorkerSettings) -> Parts:
         weight_bytes=model.weight_bytes,
     )
     step_tokens = engine.planner.limits.max_step_tokens
-    return Parts(engine, card, model.assets, step_tokens, token_seconds * step_tokens, phases)
+    return Parts(
+        engine,
+        card,
+        model.assets,
+        step_tokens,
+        token_seconds * step_tokens,
+        phases,
+        gpu=Gpu(_gpu_uuid(device), engine.figures) if device.type == "cuda" else None,
+    )
 
 
 def _timed(phases: dict[str, float], name: str, work: Callable[[], T]) -> T:
@@ -78,9 +92,43 @@ def _load(settings: WorkerSettings, device: torch.device) -> LoadedModel:
     )
 
 
-def build_engine(settings: WorkerSettings, model: LoadedModel, device: torch.device) -> Engine:
-    """The engine with a KV cache sized for the memory that is left after the weights."""
+def build_engine(
+    settings: WorkerSettings,
+    model: LoadedModel,
+    device: torch.device,
+    phases: dict[str, float] | None = None,
+) -> Engine:
+    """The engine with a KV cache sized for the memory that is left after weights, steps and graphs.
+
+    Puts the seconds of the phases "cache" and, where graphs are captured, "graphs" into `phases`.
+    """
+    phases = {} if phases is None else phases
     context = min(settings.max_context_length or model.max_context_length, model.max_context_length)
+    reserved = 0
+    if device.type == "cuda" and settings.max_running_tokens is None:
+        reserved = _timed(phases, "rehearsal", lambda: _bytes_to_reserve(settings, model, device, context))
+    kv = _timed(phases, "cache", lambda: _cache(settings, model, device, context, reserved))
+    cache_tokens = (kv.num_blocks - 1) * settings.block_size
+    batch_size = settings.max_batch_size or automatic_batch_size(cache_tokens, context)
+    limits = Limits(
+        max_sequences=batch_size,
+        max_step_tokens=max(settings.max_step_tokens, batch_size),
+        block_size=settings.block_size,
+    )
+    max_model_len = min(context, cache_tokens)
+    runner: GraphRunner = EagerRunner(model.decoder, kv)
+    if _captures(settings, model, device):
+        plan = _graph_plan(settings, batch_size, max_model_len)
+        memory = CudaMemory(device)
+        recorder = CudaRecorder(device)
+        runner = captured = CapturedRunner(model.decoder, kv, plan, recorder, memory.free, reserved or None)
+        _timed(phases, "graphs", captured.capture_first)
+    return Engine(runner, kv, limits, model.eos_token_ids, max_model_len, device)
+
+
+def _cache(
+    settings: WorkerSettings, model: LoadedModel, device: torch.device, context: int, reserved: int
+) -> KVCache:
     blocks = cache_blocks(
         device=device,
         bytes_per_block=bytes_per_block(model.config, settings.block_size, model.dtype),
@@ -88,16 +136,37 @@ def build_engine(settings: WorkerSettings, model: LoadedModel, device: torch.dev
         cache_tokens=settings.max_running_tokens,
         mem_fraction=settings.mem_fraction,
         useful_tokens=(settings.max_batch_size or LARGEST_AUTOMATIC_BATCH) * context,
+        reserved_bytes=reserved,
     )
-    kv = KVCache(model.config, blocks + 1, settings.block_size, model.dtype, device)
-    batch_size = settings.max_batch_size or automatic_batch_size(blocks * settings.block_size, context)
-    limits = Limits(
-        max_sequences=batch_size,
-        max_step_tokens=max(settings.max_step_tokens, batch_size),
-        block_size=settings.block_size,
+    return KVCache(model.config, blocks + 1, settings.block_size, model.dtype, device)
+
+
+def _captures(settings: WorkerSettings, model: LoadedModel, device: torch.device) -> bool:
+    """Whether steps are captured. Models of transformers may ask the device for values: theirs are not."""
+    return device.type == "cuda" and not settings.disable_cuda_graph and isinstance(model.decoder, Decoder)
+
+
+def _graph_plan(settings: WorkerSettings, batch_size: int, max_model_len: int) -> GraphPlan:
+    buckets = batch_buckets(batch_size, settings.cuda_graph_max_bs, settings.cuda_graph_bs)
+    return plan_graphs(buckets, context_bands(max_model_len))
+
+
+def _bytes_to_reserve(
+    settings: WorkerSettings, model: LoadedModel, device: torch.device, context: int
+) -> int:
+    """What the largest steps take beside weights and cache; the batch that fits is not known yet."""
+    batch_size = settings.max_batch_size or LARGEST_AUTOMATIC_BATCH
+    rehearsal = Rehearsal(
+        step_tokens=min(context, max(settings.max_step_tokens, batch_size)),
+        plan=_graph_plan(settings, batch_size, context),
+        largest=GraphKey(batch_size, context_bands(context)[-1]),
+        make_recorder=(lambda: CudaRecorder(device)) if _captures(settings, model, device) else None,
     )
-    max_model_len = min(context, blocks * settings.block_size)
-    return Engine(EagerRunner(model.decoder, kv), kv, limits, model.eos_token_ids, max_model_len, device)
+    return bytes_to_reserve(model.decoder, rehearsal, settings.block_size, CudaMemory(device))
+
+
+def _gpu_uuid(device: torch.device) -> str:
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
 def warm_up(engine: Engine) -> float:

@@ -22,6 +22,7 @@ from sfllm_worker.engine.pending import SynchronousSampler, TokenSampler
 from sfllm_worker.engine.planned import PlannedEngine, PromptSpan, prompt_spans
 from sfllm_worker.engine.planner import Limits, StepPlan
 from sfllm_worker.engine.sequence import Sequence
+from sfllm_worker.graphs.figures import GraphFigures
 from sfllm_worker.graphs.runner import GraphRunner
 from sfllm_worker.graphs.staging import Staging
 from sfllm_worker.kv.cache import KVCache
@@ -56,6 +57,11 @@ class Engine(PlannedEngine):
         self._in_flight: deque[StepInFlight] = deque()
         self._depth = 2 if overlap else 1
         self._drains = False
+
+    @property
+    def figures(self) -> GraphFigures:
+        """What the runner has done so far."""
+        return self._runner.figures
 
     @torch.inference_mode()
     def step(self) -> StepResult:

@@ -8,7 +8,7 @@ of a key's arrays is written for every step, padding included: nothing of an ear
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ _PADDING_CONTEXT = 1
 _ROWS, _TOKEN_IDS, _POSITIONS, _SLOTS, _CONTEXTS = range(5)
 
 
-@dataclass(frozen=True)
-class KeyInputs:
+class KeyInputs(NamedTuple):
     """What a graph was captured with: tensors at fixed addresses."""
 
     token_ids: Tensor

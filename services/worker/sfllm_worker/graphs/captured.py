@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sfllm_worker.graphs.buffers import StaticBuffers
-from sfllm_worker.graphs.figures import GraphFigures
 from sfllm_worker.graphs.keys import GraphKey, GraphPlan, KeyIndex
 from sfllm_worker.graphs.recorder import Recorder, Recording
 from sfllm_worker.graphs.runner import EagerRunner, StepInputs
@@ -51,39 +50,25 @@ class CapturedRunner:
         self._recordings: dict[GraphKey, Recording] = {}
         self._index = KeyIndex()
         self._waiting = deque(plan.later)
-        self.figures = GraphFigures()
+        self.figures = self._eager.figures
 
     def capture_first(self) -> None:
         """Capture what must be there before the first request."""
         for key in self._plan.first:
-            self._capture(key)
-        figures = self.figures
-        _log.info(
-            "CUDA graphs captured",
-            graphs=figures.captured,
-            later=len(self._waiting),
-            seconds=round(figures.capture_seconds, 2),
-            memory_bytes=figures.memory_bytes,
-            reserved_bytes=self._reserved_bytes,
-        )
+            self.capture(key)
+        self._log_captured("CUDA graphs captured")
 
     def idle(self) -> bool:
-        """Capture one of the later keys; True while there are more. Call it when no request runs."""
+        """Capture one of the later keys; True while there are more. It takes tens of milliseconds."""
         if not self._waiting:
             return False
         if self._reserved_bytes is not None and self.figures.memory_bytes >= self._reserved_bytes:
             _log.warning("no memory is left for further CUDA graphs", given_up=len(self._waiting))
             self._waiting.clear()
             return False
-        self._capture(self._waiting.popleft())
+        self.capture(self._waiting.popleft())
         if not self._waiting:
-            figures = self.figures
-            _log.info(
-                "all CUDA graphs captured",
-                graphs=figures.captured,
-                seconds=round(figures.capture_seconds, 2),
-                memory_bytes=figures.memory_bytes,
-            )
+            self._log_captured("all CUDA graphs captured")
         return bool(self._waiting)
 
     @torch.inference_mode()
@@ -91,7 +76,6 @@ class CapturedRunner:
         """Logits, float32 [num_logit_rows, vocab_size]; valid until the next run."""
         key = self._key(inputs)
         if key is None:
-            self.figures.eager_steps += 1
             return self._eager.run(inputs)
         rows = inputs.batch.num_tokens
         self._buffers.fill(key, inputs.token_ids, inputs.batch)
@@ -108,7 +92,8 @@ class CapturedRunner:
         return self._index.find(batch.num_tokens, max(batch.context_lens))
 
     @torch.inference_mode()
-    def _capture(self, key: GraphKey) -> None:
+    def capture(self, key: GraphKey) -> None:
+        """Capture one graph and use it from now on."""
         started, free_before = time.monotonic(), self._free_bytes()
         static = self._buffers.inputs(key)
         self._buffers.fill_padding(key)
@@ -122,3 +107,14 @@ class CapturedRunner:
         self.figures.captured += 1
         self.figures.capture_seconds += time.monotonic() - started
         self.figures.memory_bytes += max(0, free_before - self._free_bytes())
+
+    def _log_captured(self, event: str) -> None:
+        figures = self.figures
+        _log.info(
+            event,
+            graphs=figures.captured,
+            later=len(self._waiting),
+            seconds=round(figures.capture_seconds, 2),
+            memory_bytes=figures.memory_bytes,
+            reserved_bytes=self._reserved_bytes,
+        )

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from sfllm_worker.graphs.figures import GraphFigures
 from sfllm_worker.graphs.staging import Staging
 from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.model.attention import AttentionBatch
@@ -32,6 +33,9 @@ class StepInputs(NamedTuple):
 class GraphRunner(Protocol):
     """Executes steps over one KV cache."""
 
+    figures: GraphFigures
+    """What it has done so far."""
+
     def run(self, inputs: StepInputs) -> Tensor:
         """Logits, float32 [num_logit_rows, vocab_size]; keys and values are in the cache afterwards.
 
@@ -52,9 +56,11 @@ class EagerRunner:
         self._decoder = decoder
         self._kv = kv
         self._staging = Staging(kv.device)
+        self.figures = GraphFigures()
 
     def run(self, inputs: StepInputs) -> Tensor:
         """Logits, float32 [num_logit_rows, vocab_size]."""
+        self.figures.eager_steps += 1
         token_ids = inputs.token_ids
         if token_ids.device == self._kv.device:
             batch, [rows] = self._staging.batch_to_device(inputs.batch, [inputs.logit_rows])

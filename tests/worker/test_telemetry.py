@@ -1,0 +1,122 @@
+"""What a worker shows of its GPU, and that it does without."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+from structlog.testing import capture_logs
+
+from sfllm.metrics import Metrics
+from sfllm_worker.engine.planner import Limits
+from sfllm_worker.graphs.figures import GraphFigures
+from sfllm_worker.metrics import WorkerMetrics
+from sfllm_worker.mock.engine import MockEngine
+from sfllm_worker.telemetry import GpuTelemetry
+
+UUID = "GPU-00000000-1111-2222-3333-444444444444"
+
+
+class OneGpu:
+    """The functions of NVML that are used, for one GPU."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self) -> None:
+        self.lost = False
+
+    def nvmlInit(self) -> None:
+        pass
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if uuid != UUID:
+            raise self.NVMLError("Not Found")
+        return "handle"
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> SimpleNamespace:
+        self.check(handle)
+        return SimpleNamespace(gpu=37, memory=5)
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> SimpleNamespace:
+        self.check(handle)
+        return SimpleNamespace(used=3 * 2**30, free=77 * 2**30, total=80 * 2**30)
+
+    def check(self, handle: str) -> None:
+        assert handle == "handle"
+        if self.lost:
+            raise self.NVMLError("GPU is lost")
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    lines = metrics.render().decode().splitlines()
+    wanted = [f'{key}="{text}"' for key, text in labels.items()]
+    [line] = [line for line in lines if line.startswith(f"t:{name}{{") and all(w in line for w in wanted)]
+    return float(line.rsplit(" ", 1)[1])
+
+
+def worker_metrics() -> tuple[Metrics, WorkerMetrics]:
+    metrics = Metrics("t:")
+    return metrics, WorkerMetrics(metrics, "m", "w")
+
+
+def test_a_scrape_reads_the_gpu() -> None:
+    metrics, shown = worker_metrics()
+    telemetry = GpuTelemetry.open(UUID, OneGpu())
+    assert telemetry is not None
+    shown.watch_gpu(telemetry)
+    assert value(metrics, "gpu_utilization") == 0.37
+    assert value(metrics, "gpu_memory_bytes", state="used") == 3 * 2**30
+    assert value(metrics, "gpu_memory_bytes", state="free") == 77 * 2**30
+
+
+def test_a_gpu_that_is_lost_is_unknown_and_said_once() -> None:
+    nvml = OneGpu()
+    metrics, shown = worker_metrics()
+    telemetry = GpuTelemetry.open(UUID, nvml)
+    assert telemetry is not None
+    shown.watch_gpu(telemetry)
+    nvml.lost = True
+    with capture_logs() as logs:
+        assert math.isnan(value(metrics, "gpu_utilization"))
+        assert math.isnan(value(metrics, "gpu_memory_bytes", state="used"))
+    assert [line["reason"] for line in logs] == ["GPU is lost"]
+    nvml.lost = False
+    assert value(metrics, "gpu_utilization") == 0.37
+
+
+def test_a_gpu_that_the_driver_does_not_know_is_said_and_not_shown() -> None:
+    with capture_logs() as logs:
+        assert GpuTelemetry.open("GPU-other", OneGpu()) is None
+    assert [line["event"] for line in logs] == ["no GPU metrics"]
+
+
+def test_a_machine_without_a_driver_is_said_and_shows_nothing() -> None:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        with capture_logs() as logs:
+            assert GpuTelemetry.open(UUID) is None
+        assert [line["event"] for line in logs] == ["no GPU metrics"]
+    else:
+        pytest.skip("this machine has a driver")
+
+
+def test_steps_are_counted_by_how_they_reached_the_gpu() -> None:
+    figures = GraphFigures(captured=3, capture_seconds=1.5, memory_bytes=2**20, eager_steps=4)
+    metrics, shown = worker_metrics()
+    shown.watch_graphs(figures)
+    figures.replays, figures.eager_steps, figures.padding_rows = 7, 6, 5
+    engine = MockEngine(
+        Limits(max_sequences=2, max_step_tokens=8, block_size=4), kv_tokens=64, max_model_len=32
+    )
+    for _ in range(2):  # what was counted once is not counted again
+        shown.state(engine)
+        assert value(metrics, "cuda_graph_replays_total", kind="replay") == 7
+        assert value(metrics, "cuda_graph_replays_total", kind="eager") == 2  # without those of the warm-up
+        assert value(metrics, "padding_tokens_total") == 5
+    assert value(metrics, "cuda_graphs_captured") == 3
+    assert value(metrics, "cuda_graph_capture_seconds") == 1.5
+    assert value(metrics, "cuda_graph_memory_bytes") == 2**20
