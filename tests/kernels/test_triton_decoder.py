@@ -11,6 +11,7 @@ import torch
 from model_references import Sequences, make_reference, reference_greedy, reference_logits, stepwise_logits
 from model_variants import VARIANTS
 
+from sfllm_worker.backends import make_triton_decoder
 from sfllm_worker.kernels.decoder import TritonDecoder
 from sfllm_worker.load.safetensors_files import SafetensorsSource
 from sfllm_worker.load.weights import build_weights
@@ -18,7 +19,6 @@ from sfllm_worker.model.attention import TorchAttention
 from sfllm_worker.model.config import ModelConfig
 from sfllm_worker.model.decoder import Decoder
 
-# One for each thing that the kernels do differently.
 NAMES = [
     "llama-biased",
     "llama-dynamic-rope",
@@ -28,6 +28,9 @@ NAMES = [
     "gemma2",
     "gemma3-layer-types",
 ]
+"""One for each thing that the kernels do differently."""
+WITH_TRITON_ATTENTION = {"qwen3-tied", "gemma2"}
+"""The others attend in plain torch, because the interpreter takes seconds for it."""
 TEXTS = ([5, 211, 17, 99, 42, 280, 9], [150, 3, 77, 208])
 
 
@@ -39,7 +42,10 @@ class Pair:
         with torch.inference_mode():
             source = SafetensorsSource(directory)
             self.weights = build_weights(self.config, source, dtype, torch.device("cpu"))
-            self.decoder = TritonDecoder(self.config, self.weights, TorchAttention(self.config), 64)
+            if name in WITH_TRITON_ATTENTION:
+                self.decoder = make_triton_decoder(self.config, self.weights, 64)
+            else:
+                self.decoder = TritonDecoder(self.config, self.weights, TorchAttention(self.config), 64)
 
 
 def mixed_steps(run: Sequences) -> list[torch.Tensor]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from sfllm_worker.backends import make_decoder
 from sfllm_worker.load.assets import GenerationDefaults, generation_defaults, model_assets, read_json
 from sfllm_worker.load.dummy import DummySource, dummy_assets, dummy_config
 from sfllm_worker.load.fingerprint import directory_fingerprint
@@ -21,7 +22,6 @@ from sfllm_worker.model.decoder import Decoder, TextModel
 from sfllm_worker.model.errors import ModelLoadError
 from sfllm_worker.model.families import find_family
 from sfllm_worker.model.transformers_model import dummy_transformers_model, load_transformers_model
-from sfllm_worker.native.decoder import make_decoder
 from sfllm_worker.quant.policy import BITS
 
 _log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class _Use:
         """The built-in decoder with the weights of `source`."""
         config = ModelConfig.from_hf(raw, self.context_length)
         weights = build_weights(config, source, dtype, self.device, BITS[self.quantization])
-        return make_decoder(config, weights)
+        return make_decoder(config, weights, self.context_length)
 
     def refuse_quantization(self, raw: Mapping[str, object]) -> None:
         """Raise ModelLoadError if a model that runs through transformers is to be quantized."""

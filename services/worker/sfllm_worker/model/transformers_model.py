@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfllm_worker.backends import make_attention
 from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.model.attention import AttentionBatch
 from sfllm_worker.model.config import ModelConfig, refuse_quantized
@@ -23,7 +24,6 @@ from sfllm_worker.model.errors import ModelLoadError
 from sfllm_worker.model.families import FAMILIES, FULL, SLIDING
 from sfllm_worker.model.fields import integer, optional_id, token_ids
 from sfllm_worker.model.transformers_attention import PagedCall, Probe, paged_attention, run_body
-from sfllm_worker.native.attention import make_attention
 
 ATTENTION_NAME = "sfllm_paged"
 

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 
 from sfllm_worker.kv.cache import KVLayer
-from sfllm_worker.model.attention import (
-    PLAIN,
-    AttentionBackend,
-    AttentionBatch,
-    AttentionOptions,
-    AttentionStep,
-    TorchAttention,
-)
+from sfllm_worker.model.attention import PLAIN, AttentionBatch, AttentionOptions, AttentionStep
 from sfllm_worker.model.config import ModelConfig
 from sfllm_worker.native import structures as s
 from sfllm_worker.native.choice import native_library
@@ -33,12 +26,6 @@ def fitting_library(config: ModelConfig, dtype: torch.dtype, device: torch.devic
     # Two neighbouring bfloat16 are multiplied at once.
     columns = (config.hidden_size, config.head_dim, config.intermediate_size)
     return native_library() if all(columns_fill_words(size, dtype) for size in columns) else None
-
-
-def make_attention(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> AttentionBackend:
-    """The fastest backend for such a model."""
-    library = fitting_library(config, dtype, device)
-    return TorchAttention(config) if library is None else NativeAttention(library)
 
 
 def batch_spec(batch: AttentionBatch) -> s.StepSpec:

@@ -17,19 +17,13 @@ from sfllm_worker.model.decoder import Decoder, DecoderWeights, LayerWeights
 from sfllm_worker.model.layers import Linear, embed, soft_cap
 from sfllm_worker.model.rope import Rotary
 from sfllm_worker.native import structures as s
-from sfllm_worker.native.attention import ELEMENT_TYPES, batch_spec, fitting_library
+from sfllm_worker.native.attention import ELEMENT_TYPES, batch_spec
 from sfllm_worker.native.library import check
 from sfllm_worker.native.panels import PanelEmbedding, PanelLinear, pack_linear
 from sfllm_worker.native.quantized_panels import QuantizedPanelLinear
 
 _ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "gelu_pytorch_tanh": 2}
 _FIRST_TABLE_ROWS = 2048
-
-
-def make_decoder(config: ModelConfig, weights: DecoderWeights) -> Decoder:
-    """The fastest decoder for these weights: native on a CPU that can have it, else in plain torch."""
-    library = fitting_library(config, weights.embedding.dtype, weights.embedding.device)
-    return Decoder(config, weights) if library is None else NativeDecoder(config, weights, library)
 
 
 class NativeDecoder(Decoder):
