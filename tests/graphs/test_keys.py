@@ -39,6 +39,11 @@ def test_a_bucket_without_rows_is_an_error(wrong: dict[str, object]) -> None:
         batch_buckets(8, **wrong)  # type: ignore[arg-type] # one of two options
 
 
+def test_choosing_only_buckets_above_the_limit_is_an_error() -> None:
+    with pytest.raises(ValueError, match="at most 8"):
+        batch_buckets(40, largest=8, chosen=(16, 32))
+
+
 @given(LENGTHS)
 def test_bands_are_whole_splits_each_at_most_twice_the_one_before(max_model_len: int) -> None:
     bands = context_bands(max_model_len)

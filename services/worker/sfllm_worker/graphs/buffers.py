@@ -40,7 +40,7 @@ class StaticBuffers:
         self._block_size = block_size
         size = max(self._size(key) for key in keys)
         self._storage = torch.zeros(size, dtype=torch.int64, device=device)
-        self._ring = PinnedRing(device)
+        self._ring = PinnedRing(device, size)
         self._inputs: dict[GraphKey, KeyInputs] = {}
 
     @property

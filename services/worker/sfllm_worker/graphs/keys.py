@@ -32,13 +32,16 @@ def batch_buckets(max_batch: int, largest: int | None = None, chosen: Sequence[i
     """Batch sizes to capture, ascending: 1, 2, 4, 8, 16, 24, ... up to `max_batch`.
 
     `largest` bounds them further; `chosen` replaces them. A bucket above the largest step is of no use,
-    so the largest one kept is the first that holds it. Raises ValueError for a size below 1.
+    so the largest one kept is the first that holds it. Raises ValueError for a size below 1, and when none
+    is left.
     """
     if any(size < 1 for size in chosen) or (largest is not None and largest < 1):
         raise ValueError("batch sizes of CUDA graphs must be at least 1")
     bound = max_batch if largest is None else min(max_batch, largest)
     if chosen:
         sizes = sorted({size for size in chosen if largest is None or size <= largest})
+        if not sizes:
+            raise ValueError(f"none of the batch sizes chosen for CUDA graphs is at most {largest}")
         below = [size for size in sizes if size < bound]
         return (*below, *[size for size in sizes if size >= bound][:1])
     regular = (*SMALL_BUCKETS, *range(BUCKET_STEP, bound, BUCKET_STEP))

@@ -20,7 +20,7 @@ ALIGNMENT = 16
 _RING = 3
 """Pinned buffers in turn. One step runs, one is being launched; a third makes waiting the exception."""
 
-_SMALLEST = 4096
+_SMALLEST = 2**16
 
 
 def aligned(size: int) -> int:
@@ -31,15 +31,16 @@ def aligned(size: int) -> int:
 class PinnedRing:
     """Host buffers that a copy may still be reading while the next one is filled.
 
-    Owner of the buffers and of an event each, which tells when the device has read it.
+    Owner of the buffers and of an event each, which tells when the device has read it. They have room for
+    `size` elements from the start, since making them may wait for the device, and grow beyond when needed.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._buffers = [torch.empty(0, dtype=torch.int64) for _ in range(_RING)]
+    def __init__(self, device: torch.device, size: int = _SMALLEST) -> None:
         self._read: list[torch.cuda.Event] = []
         if device.type == "cuda":
             self._read += (torch.cuda.Event() for _ in range(_RING))  # type: ignore[no-untyped-call] # torch's
         self._turn = 0
+        self._buffers = [self._pinned(size) for _ in range(_RING)]
 
     def take(self, size: int) -> Tensor:
         """An int64 buffer of `size` elements, with whatever was in it. Fill it, then call `send`."""
@@ -48,9 +49,7 @@ class PinnedRing:
             self._read[self._turn].synchronize()  # of an event that was not recorded yet it asks nothing
         buffer = self._buffers[self._turn]
         if len(buffer) < size:
-            grown = max(_SMALLEST, 2 ** (size - 1).bit_length())
-            buffer = torch.empty(grown, dtype=torch.int64, pin_memory=bool(self._read))
-            self._buffers[self._turn] = buffer
+            buffer = self._buffers[self._turn] = self._pinned(2 ** (size - 1).bit_length())
         return buffer[:size]
 
     def send(self, taken: Tensor, target: Tensor) -> None:
@@ -58,6 +57,9 @@ class PinnedRing:
         target.copy_(taken, non_blocking=True)
         if self._read:
             self._read[self._turn].record()
+
+    def _pinned(self, size: int) -> Tensor:
+        return torch.empty(size, dtype=torch.int64, pin_memory=bool(self._read))
 
 
 class Staging:
