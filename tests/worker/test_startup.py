@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfllm.messages import GenerationDefaults, ModelCard
+from sfllm.messages import GenerationDefaults, ModelCard, Sampling
 from sfllm.settings import WorkerSettings
 from sfllm_worker.load import load_model
 from sfllm_worker.sizing import automatic_batch_size, cache_blocks, choose_device
-from sfllm_worker.startup import build_engine, make_card, warm_up
+from sfllm_worker.startup import GPU_WARM_UP, WARM_UP, build_engine, make_card, warm_up
 
 CPU = torch.device("cpu")
 
@@ -67,11 +67,14 @@ def test_the_context_is_bounded_by_the_model_the_flag_and_the_cache(directory: P
     assert build_engine(small, model, CPU).max_model_len == 64
 
 
-def test_the_warm_up_leaves_nothing_behind_and_tells_the_time_of_a_token(directory: Path) -> None:
+@pytest.mark.parametrize("requests", [WARM_UP, GPU_WARM_UP])
+def test_the_warm_up_leaves_nothing_behind_and_tells_the_time_of_a_token(
+    directory: Path, requests: tuple[Sampling, ...]
+) -> None:
     model = load_model(directory, dtype="float32", load_format="dummy")
     settings = WorkerSettings(model=str(directory), load_format="dummy", max_running_tokens=1024)
     engine = build_engine(settings, model, CPU)
-    assert 0 < warm_up(engine) < math.inf
+    assert 0 < warm_up(engine, requests) < math.inf
     assert engine.free_kv_tokens == engine.kv_tokens
 
 

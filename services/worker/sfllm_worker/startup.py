@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import structlog
 import torch
+from msgspec.structs import replace
 
 from sfllm.asset_pull import asset_of
 from sfllm.messages import GenerationDefaults, ModelCard, Sampling
@@ -17,7 +18,7 @@ from sfllm.settings import WorkerSettings
 from sfllm_worker.assembly import Gpu, Parts
 from sfllm_worker.engine.engine import Engine
 from sfllm_worker.engine.planner import Limits
-from sfllm_worker.engine.sequence import Sequence
+from sfllm_worker.engine.sequence import Sequence as RequestSequence
 from sfllm_worker.graphs.captured import CapturedRunner
 from sfllm_worker.graphs.keys import GraphKey, GraphPlan, batch_buckets, context_bands, plan_graphs
 from sfllm_worker.graphs.recorder import CudaRecorder
@@ -41,6 +42,16 @@ _log = structlog.get_logger()
 T = TypeVar("T")
 
 WARM_UP_TOKENS = 16
+_SAMPLED = Sampling(max_tokens=2, seed=0, ignore_eos=True)
+WARM_UP = (_SAMPLED, _SAMPLED)
+GPU_WARM_UP = (
+    *WARM_UP,
+    replace(_SAMPLED, temperature=0.0),
+    replace(_SAMPLED, top_k=20, top_p=0.9, min_p=0.01),
+    replace(_SAMPLED, repetition_penalty=1.1, presence_penalty=0.1, logit_bias=((0, 1.0),)),
+    replace(_SAMPLED, logprobs=1, prompt_logprobs=1),
+)
+"""On a GPU every kind of request has kernels of its own, which are compiled or loaded when first used."""
 
 
 def build(settings: WorkerSettings) -> Parts:
@@ -51,7 +62,9 @@ def build(settings: WorkerSettings) -> Parts:
         torch.set_num_threads(settings.threads)
     model = _timed(phases, "load", lambda: _load(settings, device))
     engine = build_engine(settings, model, device, phases)
-    token_seconds = _timed(phases, "warm_up", lambda: warm_up(engine))
+    token_seconds = _timed(
+        phases, "warm_up", lambda: warm_up(engine, GPU_WARM_UP if device.type == "cuda" else WARM_UP)
+    )
     card = make_card(settings, model, engine)
     _log.info(
         "model loaded",
@@ -169,16 +182,15 @@ def _gpu_uuid(device: torch.device) -> str:
     return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
-def warm_up(engine: Engine) -> float:
+def warm_up(engine: Engine, requests: Sequence[Sampling] = WARM_UP) -> float:
     """Run prefills and decodes, so that the first request does not pay for lazy initialisation.
 
     Returns the seconds that a token took in the fastest step, which is a prefill after the first.
     """
     fastest = math.inf
-    for token in range(2):
+    for token, sampling in enumerate(requests):
         prompt = [token] * min(WARM_UP_TOKENS, engine.max_model_len - 2)
-        sampling = Sampling(max_tokens=2, seed=0, ignore_eos=True)
-        engine.add(Sequence("warm-up", 0, prompt, len(prompt), sampling))
+        engine.add(RequestSequence("warm-up", 0, prompt, len(prompt), sampling))
         while engine.has_work:
             started = time.monotonic()
             result = engine.step()
