@@ -277,7 +277,7 @@ class Tokens(Message, frozen=True):
     """New tokens of many requests, relayed from a worker. Arrays: see `token_batch.py`."""
 
     kind = 25
-    array_types = "QIIIIIIIf"
+    array_types = "QIf"
 
 
 class PromptLogprobs(Message, frozen=True):
@@ -360,7 +360,7 @@ class WorkerTokens(Message, frozen=True):
     """Tokens of one step for one gateway, named by its routing id. Arrays as in `Tokens`."""
 
     kind = 42
-    array_types = "QIIIIIIIf"
+    array_types = "QIf"
     lease: int
     gateway: bytes
 

@@ -25,10 +25,13 @@ LINGER_MILLISECONDS = 500
 HEARTBEAT_INTERVAL_MILLISECONDS = 500
 HEARTBEAT_TIMEOUT_MILLISECONDS = 2000
 
-# Plain integers: pyzmq's enumerations cost more than the calls that they are for.
+# Plain integers: pyzmq's enumerations cost more than the calls that they are for. For the same reason a
+# socket is asked whether it has something; that it has nothing would be an exception.
 _NOBLOCK = int(zmq.NOBLOCK)
 _NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _RCVMORE = int(zmq.RCVMORE)
+_EVENTS = int(zmq.EVENTS)
+_POLLIN = int(zmq.POLLIN)
 
 
 class OutboxFullError(Exception):
@@ -116,11 +119,9 @@ class DealerLink:
 
     def receive(self) -> bytes | None:
         """The next message, or None when there is none now."""
-        try:
-            first = self.socket.recv(_NOBLOCK)
-        except zmq.Again:
+        if not _has_message(self.socket):
             return None
-        return _whole(self.socket, first)
+        return _whole(self.socket, self.socket.recv(_NOBLOCK))
 
     def close(self) -> None:
         """Give queued messages a short while to leave, then close."""
@@ -180,10 +181,9 @@ class RouterLink:
 
     def receive(self) -> tuple[bytes, bytes] | None:
         """Who sent the next message, and that message; None when there is none now."""
-        try:
-            peer = self.socket.recv(_NOBLOCK)
-        except zmq.Again:
+        if not _has_message(self.socket):
             return None
+        peer = self.socket.recv(_NOBLOCK)
         # All of a message is here when its first frame is.
         return peer, _whole(self.socket, self.socket.recv(_NOBLOCK))
 
@@ -213,6 +213,10 @@ def _bound(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MILLISECONDS)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MILLISECONDS)
     socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MILLISECONDS)
+
+
+def _has_message(socket: zmq.Socket[bytes]) -> bool:
+    return bool(int(socket.getsockopt(_EVENTS)) & _POLLIN)
 
 
 def _whole(socket: zmq.Socket[bytes], first: bytes) -> bytes:

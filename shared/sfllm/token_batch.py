@@ -1,11 +1,11 @@
-"""The columns of a token message: many requests' new tokens in nine flat arrays.
+"""A token message: many requests' new tokens in three flat arrays.
 
-Six columns with one entry a row: handle (uint64), attempt, choice, start index, count and
-width (uint32). A row says: tokens `start .. start + count` of that choice are these ids.
-Then, of all rows one after another: the token ids (uint32), and, `width` entries a token, the
-ids and log probabilities (uint32, float32) that were asked for: the chosen token first, then
-the likeliest ones; `width` 0 reports none. Columns keep one message a step cheap: a struct per
-token would cost more than the token.
+The first has the handle of each row (uint64). The second (uint32) begins with five numbers for each row:
+attempt, choice, start index, count and width; a row says that tokens `start .. start + count` of
+that choice are these ids. Then follow, of all rows one after another, the token ids, and, `width`
+entries a token, the ids whose log probabilities were asked for: the chosen token first, then the
+likeliest ones; the third array (float32) has their values. `width` 0 reports none. Flat arrays keep one
+message a step cheap: a struct per token would cost more than the token, and every array costs both sides.
 """
 
 from __future__ import annotations
@@ -43,17 +43,21 @@ class TokenRow(NamedTuple):
     logprobs: Logprobs = NO_LOGPROBS
 
 
+ROW_NUMBERS = 5
+
+
 class TokenBatch:
     """Collects rows and gives the arrays to send."""
 
     def __init__(self) -> None:
-        self._columns = tuple(array(code) for code in "QIIIII")
+        self._handles = array("Q")
+        self._numbers = array("I")
         self._ids = array("I")
         self._top_ids = array("I")
         self._logprobs = array("f")
 
     def __len__(self) -> int:
-        return len(self._columns[0])
+        return len(self._handles)
 
     def append(
         self,
@@ -65,41 +69,48 @@ class TokenBatch:
         logprobs: Logprobs = NO_LOGPROBS,
     ) -> None:
         """Add tokens `start ..` of a choice."""
-        entry = (handle, attempt, choice, start, len(ids), logprobs.width)
-        for column, value in zip(self._columns, entry, strict=True):
-            column.append(value)
+        self._handles.append(handle)
+        self._numbers.extend((attempt, choice, start, len(ids), logprobs.width))
         self._ids.extend(ids)
-        self._top_ids.extend(logprobs.ids)
-        self._logprobs.extend(logprobs.values)
+        if logprobs.width:
+            self._top_ids.extend(logprobs.ids)
+            self._logprobs.extend(logprobs.values)
 
     def arrays(self) -> tuple[Array, ...]:
-        """The columns, in wire order."""
-        integers = (*self._columns, self._ids, self._top_ids)
-        return (*(memoryview(column) for column in integers), memoryview(self._logprobs))
+        """The three arrays, in wire order."""
+        integers = self._numbers + self._ids + self._top_ids
+        return memoryview(self._handles), memoryview(integers), memoryview(self._logprobs)
 
 
-def check_columns(arrays: Sequence[Array]) -> None:
-    """Raise `WireError` unless the columns agree in length and the counts add up to the ids."""
-    handles, attempts, choices, starts, counts, widths, ids, top_ids, logprobs = arrays
-    if not len(handles) == len(attempts) == len(choices) == len(starts) == len(counts) == len(widths):
-        raise WireError("token columns differ in length")
-    if sum(counts) != len(ids):
-        raise WireError(f"token counts add up to {sum(counts)}, but {len(ids)} ids came")
-    candidates = sum(map(mul, counts, widths))
-    if not candidates == len(top_ids) == len(logprobs):
-        raise WireError(f"{candidates} candidates were announced, but {len(top_ids)} came")
+def check_arrays(arrays: Sequence[Array]) -> None:
+    """Raise `WireError` unless the counts and widths of the rows add up to what came."""
+    handles, integers, logprobs = arrays
+    end = ROW_NUMBERS * len(handles)
+    if end > len(integers):
+        raise WireError(f"{len(handles)} rows of tokens need more than {len(integers)} numbers")
+    counts, widths = integers[3:end:ROW_NUMBERS], integers[4:end:ROW_NUMBERS]
+    tokens, candidates = sum(counts), sum(map(mul, counts, widths))
+    if end + tokens + candidates != len(integers) or candidates != len(logprobs):
+        raise WireError(
+            f"{tokens} tokens and {candidates} candidates were announced, "
+            f"but {len(integers) - end} ids and {len(logprobs)} values came"
+        )
 
 
 def rows(arrays: Sequence[Array]) -> Iterator[TokenRow]:
-    """The rows of a received message. Raises `WireError` before the first row if columns disagree."""
-    check_columns(arrays)
-    ids, top_ids, logprobs = arrays[6:]
-    offset = top_offset = 0
-    for handle, attempt, choice, start, count, width in zip(*arrays[:6], strict=True):
+    """The rows of a received message. Raises `WireError` before the first row if they do not add up."""
+    check_arrays(arrays)
+    handles, integers, logprobs = arrays
+    offset = end = ROW_NUMBERS * len(handles)
+    candidates_offset = len(integers) - len(logprobs)
+    value_offset = 0
+    for handle, number in zip(handles, range(0, end, ROW_NUMBERS), strict=True):
+        attempt, choice, start, count, width = integers[number : number + ROW_NUMBERS]
         candidates = NO_LOGPROBS
         if width:
-            end = top_offset + count * width
-            candidates = Logprobs(width, top_ids[top_offset:end], logprobs[top_offset:end])
-            top_offset = end
-        yield TokenRow(handle, attempt, choice, start, ids[offset : offset + count], candidates)
+            first, last = value_offset, value_offset + count * width
+            ids = integers[candidates_offset + first : candidates_offset + last]
+            candidates = Logprobs(width, ids, logprobs[first:last])
+            value_offset = last
+        yield TokenRow(handle, attempt, choice, start, integers[offset : offset + count], candidates)
         offset += count

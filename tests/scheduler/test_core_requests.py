@@ -58,13 +58,14 @@ def test_token_arrays_are_relayed_as_they_are(driver: Driver) -> None:
     assert all(sent is given for sent, given in zip(action.arrays, arrays, strict=True))
 
 
-def test_tokens_for_a_gateway_that_left_and_columns_that_disagree_are_dropped(driver: Driver) -> None:
+def test_tokens_for_a_gateway_that_left_and_arrays_that_do_not_add_up_are_dropped(driver: Driver) -> None:
     worker = driver.worker()
     batch = TokenBatch()
     batch.append(1, 0, 0, 0, [5, 6])
     lease = driver.lease(worker)
     assert driver.send(FromWorker(worker, WorkerTokens(lease, b"g-gone"), batch.arrays())) == []
-    broken = (*batch.arrays()[:6], as_array("I", [5]), *batch.arrays()[7:])
+    handles, integers, logprobs = batch.arrays()
+    broken = (handles, integers[:-1], logprobs)
     driver.send(FromWorker(worker, WorkerTokens(lease, GATEWAY), broken))
     assert driver.to_gateway(Tokens) == []
     assert len(driver.records("malformed")) == 1

@@ -1,4 +1,4 @@
-"""Columns of tokens."""
+"""Arrays of tokens."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfllm.token_batch import Logprobs, TokenBatch, TokenRow, check_columns, rows
+from sfllm.token_batch import Logprobs, TokenBatch, TokenRow, check_arrays, rows
 from sfllm.wire import WireError, as_array
 
 uint32 = st.integers(0, 2**32 - 1)
@@ -44,34 +44,22 @@ def test_rows_come_back_as_they_were_appended(expected: list[TokenRow]) -> None:
     assert found == expected
 
 
-def test_columns_of_different_length_are_refused() -> None:
-    columns = [
-        as_array("Q", [1]),
-        *(as_array("I", [0]) for _ in range(3)),
-        *(as_array("I", []) for _ in range(4)),
-        as_array("f", []),
-    ]
-    with pytest.raises(WireError, match="differ in length"):
-        check_columns(columns)
+def test_rows_without_their_numbers_are_refused() -> None:
+    with pytest.raises(WireError, match="2 rows of tokens need more than 9 numbers"):
+        check_arrays([as_array("Q", [1, 2]), as_array("I", [0] * 9), as_array("f", [])])
 
 
 def test_counts_that_do_not_add_up_are_refused_before_the_first_row() -> None:
-    columns = [
-        as_array("Q", [1]),
-        *(as_array("I", [0]) for _ in range(3)),
-        as_array("I", [2]),
-        as_array("I", [0]),
-        as_array("I", [5]),
-        as_array("I", []),
-        as_array("f", []),
-    ]
-    with pytest.raises(WireError, match="add up to 2, but 1 ids came"):
-        next(rows(columns))
+    arrays = [as_array("Q", [1]), as_array("I", [0, 0, 0, 2, 0, 5]), as_array("f", [])]
+    with pytest.raises(WireError, match="2 tokens and 0 candidates were announced, but 1 ids"):
+        next(rows(arrays))
 
 
 def test_candidates_that_do_not_match_the_announced_width_are_refused() -> None:
     batch = TokenBatch()
     batch.append(1, 0, 0, 0, [5, 6], Logprobs(2, [5, 9, 6, 7], [-0.5, -0.25, -1.0, -2.0]))
-    *columns, values = batch.arrays()
+    handles, integers, values = batch.arrays()
     with pytest.raises(WireError, match="4 candidates were announced"):
-        check_columns([*columns, values[:-1]])
+        check_arrays([handles, integers, values[:-1]])
+    with pytest.raises(WireError, match="4 candidates were announced"):
+        check_arrays([handles, integers[:-1], values])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 import structlog
 import zmq
@@ -28,11 +30,10 @@ class AssetLink:
         self._arrived = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._descriptor = self._dealer.socket.fileno()
-        self._loop.add_reader(self._descriptor, self._arrived.set)
 
     async def pull(self, asset: Asset) -> bytes:
         """The content, its hash checked. Raises `AssetError` when it cannot be had."""
-        async with self._lock:
+        async with self._lock, self._listening():
             pull = AssetPull(asset)
             silent = 0
             self._ask(pull)
@@ -51,9 +52,21 @@ class AssetLink:
         raise AssetError(f"no answer about {asset.name} in {TRIES * CHUNK_TIMEOUT_SECONDS:.0f} s")
 
     def close(self) -> None:
-        """Stop listening and close the socket."""
-        self._loop.remove_reader(self._descriptor)
+        """Close the socket."""
         self._dealer.close()
+
+    @contextlib.asynccontextmanager
+    async def _listening(self) -> AsyncIterator[None]:
+        """Have the loop watch the socket while somebody reads it.
+
+        The descriptor stays readable until the socket is looked at, and a loop that watches it without
+        anybody to look spins: between two pulls libzmq may still have something to say.
+        """
+        self._loop.add_reader(self._descriptor, self._arrived.set)
+        try:
+            yield
+        finally:
+            self._loop.remove_reader(self._descriptor)
 
     def _ask(self, pull: AssetPull) -> None:
         self._dealer.clear()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import structlog
 import zmq
 
-from sfllm.messages import ASSETS, GATEWAY_TO_SCHEDULER, WORKER_TO_SCHEDULER, Message
+from sfllm.messages import ASSETS, GATEWAY_TO_SCHEDULER, WORKER_TO_SCHEDULER, Message, WorkerTokens
 from sfllm.metrics import Metrics
 from sfllm.settings import SchedulerSettings
 from sfllm_scheduler.assets import AssetRelay
@@ -44,6 +44,8 @@ IDLE_MILLISECONDS = 50
 FLUSH_MILLISECONDS = 2
 CLOSING_TURNS = 250
 STALLED_SECONDS = 10.0
+TICK_SECONDS = 0.01
+"""Between messages of tokens, which change nothing here, the core hears of the time so often."""
 
 _POLLIN = int(zmq.POLLIN)  # pyzmq's enumeration makes a poll several times slower
 
@@ -76,7 +78,8 @@ class SchedulerService:
             self._poller.register(link.socket, _POLLIN)
         # Beats are sent by ticks, so a turn must not be longer than a fraction of their interval.
         self._idle_milliseconds = max(1, min(IDLE_MILLISECONDS, int(settings.beat_seconds * 250)))
-        self._turned_at = clock()
+        self._turned_at = self._ticked_at = clock()
+        self._waiting = False
 
     def _bind(self, name: str, address: str, kinds: tuple[type[Message], ...]) -> Link:
         try:
@@ -93,20 +96,29 @@ class SchedulerService:
             self.turn()
 
     def turn(self) -> None:
-        """Wait a moment for messages, handle what came, let time pass, send."""
-        waiting = any(link.has_waiting for link in self._links)
-        # A socket that has nothing is not asked: that it has nothing would be an exception.
-        ready = dict(self._poller.poll(FLUSH_MILLISECONDS if waiting else self._idle_milliseconds))
-        now = self._clock()
+        """Wait a moment for messages, handle what came, let time pass, send.
+
+        A turn that only passes tokens on ends there: it comes once for every step of every worker.
+        """
+        ready = dict(self._poller.poll(FLUSH_MILLISECONDS if self._waiting else self._idle_milliseconds))
+        now = self._turned_at = self._clock()
         if self.gateways.socket in ready:
             for peer, (message, arrays) in self.gateways.receive(MESSAGES_A_TURN, now):
                 self._handle(FromGateway(peer, message, arrays), now)
+        only_tokens = len(ready) == 1 and self.workers.socket in ready
         if self.workers.socket in ready:
             for peer, (message, arrays) in self.workers.receive(MESSAGES_A_TURN, now):
                 self._handle(FromWorker(peer, message, arrays), now)
+                only_tokens = only_tokens and isinstance(message, WorkerTokens)
         if self.assets.socket in ready:
             for peer, (message, _) in self.assets.receive(MESSAGES_A_TURN, now):
                 self._send_assets(self._relay.handle(peer, message, now), now)
+        if not only_tokens or self.gateways.has_waiting or now - self._ticked_at >= TICK_SECONDS:
+            self._tick(now)
+
+    def _tick(self, now: float) -> None:
+        """Let time pass, and send what waits."""
+        self._ticked_at = now
         self._send_assets(self._relay.tick(now), now)
         for card in self._relay.take_ready():
             log.info("model ready", model=card.name, assets=len(card.assets))
@@ -117,7 +129,7 @@ class SchedulerService:
             log.warning("asset not pulled", reason=failure)
         self._relay.failures.clear()
         self._observer.refresh(self.core.state, now)
-        self._turned_at = now
+        self._waiting = any(link.has_waiting for link in self._links)
 
     def problem(self) -> str | None:
         """Why this process cannot go on, or None. Any thread may ask."""

@@ -14,7 +14,7 @@ from sfllm.messages import (
     WorkerReturned,
     WorkerTokens,
 )
-from sfllm.token_batch import check_columns
+from sfllm.token_batch import check_arrays
 from sfllm.wire import Array, WireError
 from sfllm_scheduler.core import suspects
 from sfllm_scheduler.core.endings import interrupt
@@ -31,7 +31,7 @@ def tokens(state: State, worker: Worker, message: WorkerTokens, arrays: Sequence
     The arrays are read only while the worker has suspects.
     """
     try:
-        check_columns(arrays)
+        check_arrays(arrays)
     except WireError as error:
         state.record("malformed", link="worker", peer=worker.worker_id, error=str(error))
         return
