@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sfllm_worker.kernels.attention_scratch import DecodeScratch
+from sfllm_worker.kernels.attention_scratch import SPLIT_TOKENS, DecodeScratch
 from sfllm_worker.kernels.attention_tiles import Scoring
 from sfllm_worker.kernels.decode_attention import decode_attention, variants
 from sfllm_worker.model.attention import PLAIN, AttentionOptions
@@ -21,10 +21,11 @@ def run(
     longest: int | None = None,
     q: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    split: int = SPLIT,
 ) -> Tensor:
     q = case.q if q is None else q
     rows, longest = len(q), longest or max(case.batch.context_lens)
-    scratch = DecodeScratch(q.shape[1], q.shape[2], "cpu", split=SPLIT)
+    scratch = DecodeScratch(q.shape[1], q.shape[2], "cpu", split=split)
     scratch.reserve(rows, longest)
     scratch.mixed.fill_(float("nan"))
     scratch.stats.fill_(float("nan"))
@@ -53,7 +54,7 @@ def test_decodes_of_ragged_and_full_blocks_equal_dense_attention(
     assert_close(run(case), case.expected(PLAIN))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     contexts=st.lists(st.integers(1, 130), min_size=1, max_size=3),
     window=st.none() | st.integers(1, 140),
@@ -77,6 +78,12 @@ def test_a_row_has_the_same_bits_alone_and_in_any_batch_and_band(options: Attent
         alone.batch.block_tables.copy_(case.batch.block_tables[row : row + 1, : -(-context // 16)])
         by_itself = run(alone, options, q=case.q[row : row + 1], out_dtype=torch.float32)
         assert torch.equal(by_itself[0], together[row])
+
+
+@pytest.mark.parametrize("options", [PLAIN, AttentionOptions(window=150, soft_cap=3.0)])
+def test_a_split_of_several_tiles_equals_dense_attention(options: AttentionOptions) -> None:
+    case = decodes([300, 203], heads=2, kv_heads=1, dim=80)
+    assert_close(run(case, options, split=SPLIT_TOKENS), case.expected(options))
 
 
 def test_merging_more_splits_than_fit_one_turn_equals_dense_attention() -> None:

@@ -43,7 +43,7 @@ def test_chunks_over_earlier_context_equal_dense_attention(
     assert_close(run(case), case.expected(PLAIN))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     lengths=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 140)), min_size=1, max_size=2),
     window=st.none() | st.integers(1, 150),
@@ -55,6 +55,14 @@ def test_windows_caps_and_scales_hold_for_any_chunk(
 ) -> None:
     case = Case([new for new, _ in lengths], [new + old for new, old in lengths])
     options = AttentionOptions(window, soft_cap, scale)
+    assert_close(run(case, options), case.expected(options))
+
+
+@pytest.mark.parametrize("soft_cap", [None, 4.0])
+def test_queries_whose_windows_begin_in_different_tiles_of_keys_share_a_program(
+    soft_cap: float | None,
+) -> None:
+    case, options = Case([16], [100]), AttentionOptions(window=30, soft_cap=soft_cap)
     assert_close(run(case, options), case.expected(options))
 
 
