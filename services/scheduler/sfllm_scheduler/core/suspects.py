@@ -29,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from sfllm.token_batch import rows
 from sfllm.wire import Array
 from sfllm_scheduler.core.cohorts import Room
 from sfllm_scheduler.core.requests import Key, Request
@@ -54,13 +55,14 @@ def blame(worker: Worker) -> dict[HoldKey, int]:
     return dict.fromkeys(suspects, size)
 
 
-def note_progress(worker: Worker, gateway: bytes, columns: Sequence[Array]) -> bool:
-    """Clear the suspects that have got far enough by these token rows; whether there was one."""
+def note_progress(worker: Worker, gateway: bytes, arrays: Sequence[Array]) -> bool:
+    """Clear the suspects that have got far enough by these rows of tokens; whether there was one."""
     before = len(worker.probation)
-    for handle, attempt, choice, start, count in zip(*columns[:5], strict=True):
-        key = HoldKey(Key(gateway, handle), attempt)
+    for row in rows(arrays):
+        key = HoldKey(Key(gateway, row.handle), row.attempt)
         trial = worker.probation.get(key)
-        if trial is not None and start + count >= trial.goals.get(choice, start + count + 1):
+        end = row.start + len(row.ids)
+        if trial is not None and end >= trial.goals.get(row.choice, end + 1):
             del worker.probation[key]
     return len(worker.probation) < before
 
