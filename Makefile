@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-system chaos chaos-short soak simulate-faults lint format gpu-check bench-peers images compose-up compose-down constraints docs clean distclean
+.PHONY: help install serve test test-system chaos chaos-short soak simulate-faults lint format gpu-static gpu-check gpu-bench gpu-wheels bench-peers images compose-up compose-down constraints docs clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,8 +64,14 @@ format: install ## put all code into the one format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-gpu-check: install ## prove and measure the model on this machine's GPU
-	$(BIN)/python bench/gpu_check.py $(ARGS)
+gpu-static: install ## compile every GPU kernel ahead of time, without a GPU: ARGS="--subset" or "--write"
+	$(BIN)/python -m bench.gpu_static $(ARGS)
+
+gpu-check: install ## prove the worker on this machine's GPU (ARGS="--device cpu" tries the script)
+	$(BIN)/python -m bench.gpu_check $(ARGS)
+
+gpu-wheels: install ## collect what a GPU machine without a network needs: ARGS="--have PIP_LIST"
+	$(BIN)/python -m bench.gpu_wheels $(ARGS)
 
 bench-peers: install ## measure sfllm beside other servers on this machine: ARGS="--peers vllm --quick"
 	$(BIN)/python -m bench.peers $(ARGS)
