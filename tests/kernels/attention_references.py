@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from sfllm_worker.kv.cache import KVLayer
 from sfllm_worker.model.attention import AttentionBatch, AttentionOptions
@@ -78,3 +81,18 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
     """Compare kernel results with a float64 reference, within what their own type can hold."""
     tolerance = TOLERANCES[actual.dtype]
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def round_products_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the interpreter round every element of a product on its own, as matrix units do.
+
+    NumPy rounds the rows of a float32 product by their place among the rows.
+    """
+
+    def product(
+        builder: object, a: TensorHandle, b: TensorHandle, c: TensorHandle, precision: object, limit: object
+    ) -> TensorHandle:
+        exact = a.data.astype(np.float64) @ b.data.astype(np.float64) + c.data
+        return TensorHandle(exact.astype(np.float32), c.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", product)

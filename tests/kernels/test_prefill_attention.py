@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
-from attention_references import Case, assert_close
+from attention_references import Case, assert_close, round_products_once
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from triton.runtime import interpreter
-from triton.runtime.interpreter import TensorHandle
 
 from sfllm_worker.kernels.prefill_attention import (
     prefill_attention,
@@ -66,20 +63,11 @@ def test_queries_whose_windows_begin_in_different_tiles_of_keys_share_a_program(
     assert_close(run(case, options), case.expected(options))
 
 
-def rounded_once(
-    self: object, a: TensorHandle, b: TensorHandle, c: TensorHandle, precision: object, imprecise: object
-) -> TensorHandle:
-    """`tl.dot` whose every element is rounded on its own."""
-    product = a.data.astype(np.float64) @ b.data.astype(np.float64) + c.data
-    return TensorHandle(product.astype(np.float32), c.dtype.scalar)
-
-
 @pytest.mark.parametrize("options", [PLAIN, AttentionOptions(window=30, soft_cap=3.0)])
 def test_a_query_has_the_same_bits_however_its_prompt_is_cut(
     options: AttentionOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # NumPy rounds the rows of a float32 product by their place among the rows; matrix units do not.
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", rounded_once)
+    round_products_once(monkeypatch)
     whole = Case([85, 3], [85, 9], dtype=torch.float16)
     expected = run(whole, options, out_dtype=torch.float32)
     for start, end in ((0, 13), (13, 85), (63, 70)):

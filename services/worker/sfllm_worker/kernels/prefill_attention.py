@@ -183,6 +183,13 @@ def query_tiles(
     return table.to(device, non_blocking=True)
 
 
+def single_tiles(rows: int, device: torch.device | str) -> Tensor:
+    """`query_tiles` of that many decodes in any order, made on the device: a capture may hold it."""
+    numbers = torch.arange(rows, dtype=torch.int64, device=device)
+    ones = torch.ones_like(numbers)
+    return torch.stack((numbers, numbers, ones, ones), dim=1)
+
+
 def queries_per_tile(heads: int, kv_heads: int, dim: int, element_bytes: int) -> int:
     """How many queries a program takes, which depends on nothing but the model."""
     return _rows(heads // kv_heads, dim, element_bytes) // (heads // kv_heads)
