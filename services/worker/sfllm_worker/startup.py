@@ -16,7 +16,9 @@ from sfllm.messages import GenerationDefaults, ModelCard, Sampling
 from sfllm.model_files import model_name, resolve_model
 from sfllm.settings import WorkerSettings
 from sfllm_worker.assembly import Gpu, Parts
+from sfllm_worker.backends import has_triton
 from sfllm_worker.engine.engine import Engine
+from sfllm_worker.engine.pending import TokenSampler
 from sfllm_worker.engine.planner import Limits
 from sfllm_worker.engine.sequence import Sequence as RequestSequence
 from sfllm_worker.graphs.captured import CapturedRunner
@@ -136,7 +138,19 @@ def build_engine(
         recorder = CudaRecorder(device)
         runner = captured = CapturedRunner(model.decoder, kv, plan, recorder, memory.free, reserved or None)
         _timed(phases, "graphs", captured.capture_first)
-    return Engine(runner, kv, limits, model.eos_token_ids, max_model_len, device)
+    sampler = _device_sampler(device)
+    # Only a sampler on the device lets the next step be launched before this one's tokens are read.
+    overlap = sampler is not None
+    return Engine(runner, kv, limits, model.eos_token_ids, max_model_len, device, sampler, overlap)
+
+
+def _device_sampler(device: torch.device) -> TokenSampler | None:
+    """The sampler in Triton's kernels; None where tokens are chosen in plain torch."""
+    if device.type != "cuda" or not has_triton():
+        return None
+    from sfllm_worker.sampling.device import DeviceSampler  # noqa: PLC0415 - it imports triton
+
+    return DeviceSampler(device)
 
 
 def _cache(
