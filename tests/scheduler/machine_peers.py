@@ -166,6 +166,8 @@ class Peers:
                 live = state.find(Key(peer, handle)) if request.waits else None
                 if live is None or (peer, handle) in granted or request.is_suspect:
                     continue
+                if live.worker is not None:  # its grant was lost, which nobody knows yet
+                    continue
                 if not state.workers[worker].can_ever_run(live):
                     continue
                 request.passed_by += sum(

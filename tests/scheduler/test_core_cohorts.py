@@ -211,3 +211,22 @@ def test_a_small_worker_does_not_idle_behind_a_request_that_only_a_large_one_cou
         assert driver.grants(small)[-1] == [handle]
         driver.finish(small, handle)
     assert len(driver.grants(large)) == 1
+
+
+def test_a_request_behind_one_that_cannot_run_here_is_still_not_passed_too_often() -> None:
+    driver = Driver(max_overtakes=2)
+    driver.gateway()
+    driver.worker("large", slots=1, kv_tokens=4000)
+    small = driver.worker("small", slots=8, kv_tokens=600)
+    driver.submit(1000)
+    running = driver.submit(300)
+    driver.tick()
+    driver.submit(1000)
+    middle = driver.submit(400)
+    others = [driver.submit(10) for _ in range(4)]
+    driver.tick()
+    assert driver.grants(small) == [[running], others[:2]]
+    for handle in (running, *others[:2]):
+        driver.finish(small, handle)
+    driver.tick()
+    assert driver.grants(small)[2] == [middle, *others[2:]]

@@ -135,12 +135,14 @@ class _Passing:
         self.chosen: set[Rank] = set()
 
     def next(self, wanted: Request) -> Request:
-        """`wanted`, or the oldest request when that may not be passed again."""
+        """`wanted`, or the oldest request that could run here when that may not be passed again."""
+        if not self._worker.can_ever_run(wanted):
+            return wanted
         by_age = self._group.by_age
-        while by_age[self._oldest].rank in self.chosen:
+        while by_age[self._oldest].rank in self.chosen or not self._worker.can_ever_run(by_age[self._oldest]):
             self._oldest += 1
         oldest = by_age[self._oldest]
-        if wanted is oldest or not self._worker.can_ever_run(oldest):
+        if wanted is oldest:
             return wanted
         younger = len(self._ranks) - bisect_right(self._ranks, oldest.rank)
         passed = self._group.overtaking(oldest.rank) + younger
