@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Awaitable
 from typing import Any
 
 import msgspec
@@ -47,7 +48,13 @@ class GenerationResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve the request that the endpoint was called with."""
-        await serve_generation(self._state, self._endpoint, scope, receive, send)
+        connection: Send = scope["state"]["connection"]
+
+        def direct(message: Message) -> Awaitable[None]:
+            # The layers between look at how an answer begins. Each would cost every token a coroutine.
+            return (send if message["type"] == "http.response.start" else connection)(message)
+
+        await serve_generation(self._state, self._endpoint, scope, receive, direct)
 
 
 def build(state: GatewayState) -> ASGIApp:
@@ -206,6 +213,7 @@ class HttpFront:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one HTTP request."""
         scope.setdefault("state", {})["request_id"] = _client_id(scope) or secrets.token_hex(16)
+        scope["state"]["connection"] = send
         status = 0
 
         async def counted_send(message: Message) -> None:
