@@ -27,12 +27,16 @@ def next_token(context: Seq[int]) -> int:
     return hashlib.blake2b(bytes(context), digest_size=2).digest()[0] % VOCAB_SIZE
 
 
+def is_faulty(context: Seq[int]) -> bool:
+    """Whether the fake model breaks down after these tokens, if it is one that does."""
+    return hashlib.blake2b(bytes(context), digest_size=2).digest()[1] < 4
+
+
 class TokenCache:
     """In the place of keys and values, each slot holds the token that was computed there."""
 
-    num_blocks = NUM_BLOCKS + 1
-
-    def __init__(self) -> None:
+    def __init__(self, num_blocks: int = NUM_BLOCKS + 1) -> None:
+        self.num_blocks = num_blocks
         self.slots = torch.full((self.num_blocks, BLOCK_SIZE), -1)
 
     def copy_blocks(self, pairs: Seq[tuple[int, int]]) -> None:
@@ -45,10 +49,14 @@ class TokenCache:
 
 
 class FakeRunner:
-    """Writes a step's tokens into the cache and reads each context back through its block table."""
+    """Writes a step's tokens into the cache and reads each context back through its block table.
 
-    def __init__(self, cache: TokenCache) -> None:
+    With `faults` some contexts give logits that are not finite.
+    """
+
+    def __init__(self, cache: TokenCache, faults: bool = False) -> None:
         self.cache = cache
+        self.faults = faults
 
     def run(self, inputs: StepInputs) -> torch.Tensor:
         batch = inputs.batch
@@ -59,10 +67,12 @@ class FakeRunner:
         ):
             stored = self.cache.slots[batch.block_tables[index]].view(-1)[:context_len].tolist()
             contexts += [stored[: context_len - query_len + 1 + offset] for offset in range(query_len)]
-        logits = torch.zeros(len(inputs.logit_rows), VOCAB_SIZE)
+        logits = torch.linspace(0.5, 0, VOCAB_SIZE).repeat(len(inputs.logit_rows), 1)
         for row, position in enumerate(inputs.logit_rows.tolist()):
             assert min(contexts[position]) >= 0, "a slot is read that was never written"
             logits[row, next_token(contexts[position])] = 1.0
+            if self.faults and is_faulty(contexts[position]):
+                logits[row] = torch.nan
         return logits
 
 

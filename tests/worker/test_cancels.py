@@ -6,7 +6,9 @@ import random
 from collections import Counter
 
 import pytest
+from fake_device import FakeDevice
 from fake_model import VOCAB_SIZE, fake_engine
+from overlap import overlapped_engine
 from protocol_driver import GATEWAY, LEASE, Driver, joined, mock_engine
 
 from sfllm.holdings import OpenChoice, digest
@@ -95,10 +97,19 @@ class Traffic:
         assert self.driver.protocol.digest == digest(held)
 
 
-@pytest.mark.parametrize("kind", ["mock", "model"])
+def engine_of(kind: str) -> PlannedEngine:
+    match kind:
+        case "mock":
+            return mock_engine(max_sequences=5, kv_tokens=80)
+        case "model":
+            return fake_engine()
+        case _:
+            return overlapped_engine(FakeDevice())
+
+
+@pytest.mark.parametrize("kind", ["mock", "model", "overlap"])
 def test_a_thousand_cancels_in_every_state_leave_every_block_free(kind: str) -> None:
-    engine = mock_engine(max_sequences=5, kv_tokens=80) if kind == "mock" else fake_engine()
-    traffic = Traffic(engine, seed=3)
+    traffic = Traffic(engine_of(kind), seed=3)
     while traffic.cancelled.total() < CANCELS:
         while len(traffic.open) < MAX_OPEN:
             traffic.grant()
@@ -110,14 +121,14 @@ def test_a_thousand_cancels_in_every_state_leave_every_block_free(kind: str) -> 
     assert set(traffic.cancelled) == set(STATES)
     while traffic.open:
         traffic.cancel()
+    traffic.driver.run()
     assert traffic.driver.all_free()
     assert traffic.driver.protocol.held_requests == traffic.driver.protocol.digest == 0
 
 
-@pytest.mark.parametrize("kind", ["mock", "model"])
+@pytest.mark.parametrize("kind", ["mock", "model", "overlap"])
 def test_what_is_not_cancelled_ends_and_leaves_every_block_free(kind: str) -> None:
-    engine = mock_engine(max_sequences=5, kv_tokens=80) if kind == "mock" else fake_engine()
-    traffic = Traffic(engine, seed=4)
+    traffic = Traffic(engine_of(kind), seed=4)
     for _ in range(150):
         traffic.grant()
         traffic.step()
@@ -129,4 +140,5 @@ def test_what_is_not_cancelled_ends_and_leaves_every_block_free(kind: str) -> No
             break
         traffic.step()
     assert not traffic.open
+    traffic.driver.run()
     assert traffic.driver.all_free()

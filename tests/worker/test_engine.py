@@ -214,6 +214,14 @@ def whole_logprobs(model: LoadedModel, tokens: list[int]) -> torch.Tensor:
         return torch.log_softmax(model.decoder.logits(hidden), -1)
 
 
+def test_the_prompt_of_a_sequence_that_ends_in_the_same_step_is_reported(model: LoadedModel) -> None:
+    e = engine(model)
+    e.add(sequence(1, prompt(7, 12, model), prompt_logprobs=0, max_tokens=1))
+    result = e.step()
+    assert [progress.finish for progress in result.progress] == ["length"]
+    assert [(report.start, len(report.logprobs.ids)) for report in result.prompt_reports] == [(1, 11)]
+
+
 def test_a_prefix_hit_changes_nothing_but_the_work(model: LoadedModel) -> None:
     start = prompt(8, 41, model)
     cold = run(engine(model), sequence(1, start))[1, 0]

@@ -119,9 +119,11 @@ def test_a_row_that_is_not_finite_is_reported_and_spares_the_others() -> None:
     logits = torch.zeros(3, 10)
     logits[1, 4] = math.nan
     logits[2, 7] = 5.0
-    tokens, sound, _ = sample(logits, [row(temperature=0.0), row(temperature=0.9), row(temperature=0.0)])
+    rows = [row(temperature=0.0), row(temperature=0.9, logprobs=1), row(temperature=0.0, logprobs=1)]
+    tokens, sound, logprobs = sample(logits, rows)
     assert sound == [True, False, True]
     assert tokens[2] == 7
+    assert [len(reported.ids) for reported in logprobs] == [0, 0, 2]
 
 
 @pytest.mark.parametrize("vocab_size", [1, 255, 256, 257, 5000])

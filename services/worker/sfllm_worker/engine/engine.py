@@ -83,8 +83,8 @@ class Engine(PlannedEngine):
             return StepResult([], [], admitted, preempted, 0)
         oldest = self._in_flight.popleft()
         self._drains = self._drains and bool(self._in_flight)
+        reports = [report for report in oldest.reports if report.sequence.block_table]  # not cancelled since
         progress = self._read(oldest)
-        reports = [report for report in oldest.reports if report.sequence.block_table]
         return StepResult(progress, reports, admitted, preempted, oldest.num_tokens)
 
     def idle(self) -> bool:

@@ -30,7 +30,8 @@ TOP_CANDIDATES = 1024
 class Sampled(NamedTuple):
     """Per row: the token, whether the row was sound, and the log probabilities that were asked for.
 
-    A row with a NaN, or whose every token is banned, is not sound and its token means nothing.
+    A row with a NaN, or whose every token is banned, is not sound: its token means nothing, and it has no
+    log probabilities.
     """
 
     tokens: list[int]
@@ -50,8 +51,9 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     logprobs = [NO_LOGPROBS] * len(rows)
     if original is not None:
         for place, index in enumerate(reported):
-            top = rows[index].sampling.logprobs
-            logprobs[index] = token_logprobs(original[place : place + 1], [chosen_tokens[index]], top)
+            if sound[index]:
+                top = rows[index].sampling.logprobs
+                logprobs[index] = token_logprobs(original[place : place + 1], [chosen_tokens[index]], top)
     return Sampled(chosen_tokens, sound, logprobs)
 
 
