@@ -27,11 +27,12 @@ METRICS = {
 
 
 def rows(title: str) -> list[list[str]]:
-    """The cells of the table below a heading."""
+    """The cells of the tables below a heading."""
     section = re.split(r"^#+ ", REFERENCE.partition(f"# {title}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    assert len(lines) > 2, title
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+    tables = re.findall(r"^\|.*\n\|[-|]+\n((?:\|.*\n?)+)", section, flags=re.MULTILINE)
+    assert tables, title
+    lines = [line for table in tables for line in table.splitlines()]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def names(*titles: str) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 
 from sfllm.metrics import TOKEN_COUNT_BUCKETS, TOKEN_LATENCY_BUCKETS, Metrics
 from sfllm_worker.engine.interface import EngineInterface, StepResult
@@ -95,13 +94,12 @@ class _GraphMetrics:
         labels = ("model_name", "worker")
         self._figures = figures
         self._seen = dataclasses.replace(figures)
-        gauges: tuple[tuple[str, str, Callable[[], float]], ...] = (
-            ("cuda_graphs_captured", "CUDA graphs that are there", lambda: figures.captured),
-            ("cuda_graph_capture_seconds", "Time that their capture took", lambda: figures.capture_seconds),
-            ("cuda_graph_memory_bytes", "GPU memory that they took", lambda: figures.memory_bytes),
-        )
-        for name, text, value in gauges:
-            metrics.gauge(name, text, labels).labels(*values).set_function(value)
+        captured = metrics.gauge("cuda_graphs_captured", "CUDA graphs that are there", labels)
+        captured.labels(*values).set_function(lambda: figures.captured)
+        seconds = metrics.gauge("cuda_graph_capture_seconds", "Time that their capture took", labels)
+        seconds.labels(*values).set_function(lambda: figures.capture_seconds)
+        memory = metrics.gauge("cuda_graph_memory_bytes", "GPU memory that they took", labels)
+        memory.labels(*values).set_function(lambda: figures.memory_bytes)
         steps = metrics.counter(
             "cuda_graph_replays_total",
             "Steps by how they reached the GPU: replay of a graph, or eager",
