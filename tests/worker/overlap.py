@@ -14,6 +14,7 @@ from sfllm_worker.engine.planner import Limits
 from sfllm_worker.engine.sequence import Sequence
 
 END_OF_TEXT = (7, 23, 41)
+ENDLESS = {"ignore_eos": True, "max_tokens": 20}
 CPU = torch.device("cpu")
 
 Choice = tuple[object, int]

@@ -6,18 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from fake_device import DelayedCache, DelayedRunner, DelayedSampler, FakeDevice, guard_blocks
-from fake_model import BLOCK_SIZE, LIMITS, is_faulty, next_token
-from overlap import CPU, END_OF_TEXT, Output, finish, overlapped_engine, plain_engine, sequence
+from fake_device import FakeDevice
+from fake_model import BLOCK_SIZE, is_faulty, next_token
+from overlap import END_OF_TEXT, ENDLESS, Output, finish, overlapped_engine, plain_engine, sequence
 
-from sfllm_worker.engine.engine import Engine
 from sfllm_worker.engine.planner import Limits
-from sfllm_worker.engine.sequence import Sequence
-from sfllm_worker.graphs.runner import EagerRunner
-from sfllm_worker.kv.cache import KVCache
-from sfllm_worker.load import load_model
-
-ENDLESS = {"ignore_eos": True, "max_tokens": 20}
 
 
 @pytest.fixture
@@ -130,21 +123,15 @@ def test_blocks_of_a_cancelled_sequence_are_free_before_the_next_but_one_step(de
     assert engine.free_kv_tokens >= before + 5 * BLOCK_SIZE
 
 
-def test_rows_that_need_their_tokens_are_computed_every_second_step(device: FakeDevice) -> None:
+def test_while_a_row_needs_its_tokens_each_step_is_read_before_the_next(device: FakeDevice) -> None:
     engine = overlapped_engine(device)
-    penalized = sequence(1, [1, 2], presence_penalty=0.5, **ENDLESS)
+    engine.add(sequence(1, [1, 2], forks=1, repetition_penalty=1.2, max_tokens=4, ignore_eos=True))
     free = sequence(2, [2, 2], **ENDLESS)
-    engine.add(penalized)
     engine.add(free)
-    made = [[progress.sequence for progress in engine.step().progress] for _ in range(8)]
-    assert made == [[penalized, free], [free]] * 4
-
-
-def test_a_batch_that_needs_all_its_tokens_is_read_step_by_step(device: FakeDevice) -> None:
-    engine = overlapped_engine(device)
-    engine.add(sequence(1, [1, 2], forks=1, repetition_penalty=1.2, **ENDLESS))
-    assert all(len(engine.step().progress) == 2 for _ in range(5))
-    assert device.log == [(what, step) for step in range(1, 6) for what in ("launch", "read")]
+    assert [len(engine.step().progress) for _ in range(4)] == [3] * 4
+    assert device.log == [(what, step) for step in range(1, 5) for what in ("launch", "read")]
+    assert [[progress.sequence for progress in engine.step().progress] for _ in range(2)] == [[free]] * 2
+    assert device.log[8:] == [("launch", 5), ("launch", 6), ("read", 5), ("launch", 7), ("read", 6)]
 
 
 def test_all_that_is_in_flight_is_read_before_anyone_is_preempted(device: FakeDevice) -> None:
@@ -217,79 +204,3 @@ def test_a_prompt_computed_in_chunks_is_in_flight_twice(device: FakeDevice) -> N
     finish(engine)
     engine.add(sequence(2, start, **ENDLESS))
     assert finish(engine).tokens[2, 0] == finish(plain).tokens[1, 0]
-
-
-def real_engines(device: FakeDevice) -> tuple[Engine, Engine, KVCache]:
-    """The same tiny model in a plain engine and in one that overlaps, with that one's cache."""
-    model = load_model("tiny-llama", dtype="float32", load_format="dummy")
-    limits = LIMITS._replace(max_sequences=6, max_step_tokens=24)
-
-    def cache() -> KVCache:
-        return KVCache(model.config, 40, BLOCK_SIZE, model.dtype)
-
-    kv = cache()
-    plain = Engine(EagerRunner(model.decoder, kv), kv, limits, model.eos_token_ids, 96, CPU)
-    kv = cache()
-    overlapped = Engine(
-        DelayedRunner(device, EagerRunner(model.decoder, kv)),
-        DelayedCache(device, kv),  # type: ignore[arg-type]  # it stands before the real one
-        *(limits, model.eos_token_ids, 96, CPU, DelayedSampler(device)),
-        overlap=True,
-    )
-
-    def spoil(blocks: list[int]) -> None:
-        kv.storage[:, :, blocks] = 7.0
-
-    guard_blocks(overlapped, device, spoil)
-    return plain, overlapped, kv
-
-
-@torch.inference_mode()
-def test_a_real_model_says_the_same_with_and_without_overlap(device: FakeDevice) -> None:
-    def traffic() -> list[Sequence]:
-        return [
-            sequence(
-                key,
-                [key, *range(3 * key)],
-                forks=key % 3,
-                temperature=0.8,
-                max_tokens=25,
-                ignore_eos=key % 2 == 0,
-            )
-            for key in range(8)
-        ]
-
-    plain, overlapped, _ = real_engines(device)
-    for engine in (plain, overlapped):
-        for made in traffic():
-            engine.add(made)
-    expected, output = finish(plain), finish(overlapped)
-    assert output.tokens == expected.tokens
-    assert output.ends == expected.ends
-    assert output.preempted, "the cache was meant to be too small"
-
-
-@torch.inference_mode()
-def test_a_row_that_is_not_finite_leaves_a_clean_cache_though_the_next_step_had_it_too(
-    device: FakeDevice,
-) -> None:
-    plain, engine, kv = real_engines(device)
-    plain.add(sequence(2, [2] * 9, **ENDLESS))
-    expected = finish(plain).tokens
-    sick, well = sequence(1, [1] * 9, **ENDLESS), sequence(2, [2] * 9, **ENDLESS)
-    engine.add(sick)
-    engine.add(well)
-    output = Output()
-    for _ in range(3):
-        output.take(engine.step())
-    device.synchronize()
-    kv.storage[:, :, sick.block_table[0]] = torch.nan
-    finish(engine, output)
-    device.synchronize()
-    assert output.ends[1, 0] == ("fault", -1)
-    assert output.tokens[2, 0] == expected[2, 0]
-    assert not torch.isnan(kv.storage).any()
-    again = sequence(3, [1] * 9, **ENDLESS)
-    engine.add(again)
-    finish(engine)
-    assert again.cached_tokens == 0, "what it computed cannot be found"

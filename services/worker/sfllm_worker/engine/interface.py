@@ -36,7 +36,10 @@ class PromptReport(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """Everything that changed in a step.
+    """Everything that came of a step.
+
+    Of an engine that launches steps ahead: who was admitted and how many were preempted is said of the
+    steps launched since the last result, everything else of the oldest one.
 
     `seconds` is how long the step is to take at least: 0 for an engine that computes. The caller
     of an engine that makes tokens up waits for the rest of it before it looks at anything else.
@@ -83,7 +86,7 @@ class EngineInterface(Protocol):
 
     @property
     def has_work(self) -> bool:
-        """Whether there is a sequence to advance."""
+        """Whether there is a sequence to advance, or a step whose result nobody has seen."""
 
     @property
     def prefix_queried_tokens(self) -> int:
@@ -100,7 +103,7 @@ class EngineInterface(Protocol):
         """Take a sequence. Raises ValueError when it does not fit."""
 
     def cancel(self, sequence: Sequence) -> None:
-        """Forget a sequence and free its blocks."""
+        """Forget a sequence. Its blocks are free when no step that was launched can touch them."""
 
     def cancel_fork(self, sequence: Sequence, choice: int) -> None:
         """Forget a choice that has not branched off `sequence` yet."""

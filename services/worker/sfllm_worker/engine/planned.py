@@ -32,7 +32,7 @@ class PlannedEngine:
 
     @property
     def has_work(self) -> bool:
-        """Whether there is a sequence to advance."""
+        """Whether there is a sequence to advance, or a step whose result nobody has seen."""
         return self.planner.has_work
 
     @property
@@ -84,7 +84,7 @@ class PlannedEngine:
         self.planner.add(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
-        """Forget a sequence and free its blocks."""
+        """Forget a sequence. Its blocks are free when no step that was launched can touch them."""
         self.planner.remove(sequence)
 
     def cancel_fork(self, sequence: Sequence, choice: int) -> None:

@@ -110,14 +110,17 @@ class Planner:
     def plan(self) -> StepPlan:
         """Plan the next step, allocating the blocks that it writes to.
 
-        There is always something to do for someone while no step is in flight.
+        There is always something to do for someone while no step is in flight. While one is, nobody goes
+        on if someone's tokens must be read first: taking turns would halve the batches.
         """
         plan = StepPlan()
+        if self._settled < self._launched and any(map(_needs_reading, self.running)):
+            return plan
         prefilling = []
         for sequence in list(self.running):
             if sequence.remaining > 1:
                 prefilling.append(sequence)
-            elif sequence not in plan.preempted and not (sequence.unread and _must_be_read(sequence)):
+            elif sequence not in plan.preempted and not (sequence.unread and _is_at_its_end(sequence)):
                 self._plan_decode(sequence, plan)
         num_decodes = len(plan.rows)
         budget = self.limits.max_step_tokens - num_decodes
@@ -259,11 +262,11 @@ class Planner:
             assert idle == self.pool.num_blocks, "blocks are held by nobody"
 
 
-def _must_be_read(sequence: Sequence) -> bool:
-    """Whether a sequence with tokens that nobody has read can go no further before they were.
+def _needs_reading(sequence: Sequence) -> bool:
+    """Whether its next token cannot be chosen because there are some that nobody has read."""
+    return sequence.needs_its_tokens and sequence.unread > 0
 
-    Its newest token is its last one, or its choices branch off with it, or all its tokens are needed to
-    choose the next.
-    """
-    known = len(sequence.tokens) + sequence.unread
-    return sequence.needs_its_tokens or known >= sequence.length_limit or bool(sequence.fork_choices)
+
+def _is_at_its_end(sequence: Sequence) -> bool:
+    """Whether the newest of its unread tokens is its last, or the one with which its choices branch off."""
+    return len(sequence.tokens) + sequence.unread >= sequence.length_limit or bool(sequence.fork_choices)
