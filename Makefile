@@ -70,6 +70,9 @@ gpu-static: install ## compile every GPU kernel ahead of time, without a GPU: AR
 gpu-check: install ## prove the worker on this machine's GPU (ARGS="--device cpu" tries the script)
 	$(BIN)/python -m bench.gpu_check $(ARGS)
 
+gpu-bench: install ## measure the worker on this machine's GPU, all stages or ARGS="decode serving"
+	$(BIN)/python -m bench.gpu_bench $(or $(ARGS),all)
+
 gpu-wheels: install ## collect what a GPU machine without a network needs: ARGS="--have PIP_LIST"
 	$(BIN)/python -m bench.gpu_wheels $(ARGS)
 

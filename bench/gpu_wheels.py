@@ -139,14 +139,20 @@ def instructions(out: Path) -> str:
         folder = out.resolve().relative_to(ROOT)
     except ValueError:
         folder = out
+    known = f"--commit {commit}" if (commit := _commit()) else ""
     sources = ":".join(f"$PWD/{part}" for part in _SOURCES)
     return f"""
 There, at the root of a copy of this tree that has the wheels in {folder}:
 
   python3 -m pip install --no-index --no-deps --no-compile --upgrade --target /tmp/sfllm-wheels {folder}/*.whl
   export PYTHONPATH=/tmp/sfllm-wheels:{sources}
-  python3 -m bench.gpu_check
-  python3 -m bench.gpu_bench all"""
+  python3 -m bench.gpu_check {known}
+  python3 -m bench.gpu_bench all {known}"""
+
+
+def _commit() -> str:
+    command = ["git", "rev-parse", "--short=12", "HEAD"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 _SOURCES = ("shared", "services/gateway", "services/scheduler", "services/worker", "cli")

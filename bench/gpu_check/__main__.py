@@ -15,8 +15,10 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from bench.gpu_bench.results import FOLDER, RESULTS, Results, circumstances
 from bench.gpu_check import ROOT
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ def main() -> int:
     torch.set_float32_matmul_precision("highest")  # no TF32
     print(f"gpu-check on {description(arguments.device)}", flush=True)
     outcomes = run(arguments.device, arguments.area or AREAS, arguments.only)
+    if arguments.device == "cuda" and not (arguments.area or arguments.only):
+        keep(arguments.out, outcomes, arguments.commit)
     failed = [outcome for outcome in outcomes if outcome.state == "FAILED"]
     skipped = sum(outcome.state == "skipped" for outcome in outcomes)
     for outcome in failed:
@@ -100,12 +104,23 @@ def outcome_of(check: Check, on_gpu: bool) -> Outcome:
         return Outcome("FAILED", check.title, f"{type(error).__name__}: {error}{place}")
 
 
+def keep(folder: Path, outcomes: Sequence[Outcome], commit: str | None) -> None:
+    """Put what was found beside the measurements, for the report."""
+    rows = [
+        {"check": outcome.title, "outcome": outcome.state, "found": outcome.text.partition("\n")[0]}
+        for outcome in outcomes
+    ]
+    Results(folder / RESULTS).keep("check", {**circumstances("cuda", commit), "rows": rows})
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_check", description=__doc__)
     add = parser.add_argument
     add("area", nargs="*", choices=[[], *AREAS], help="which areas; all if unset")
     add("--device", default="cuda", choices=["cuda", "cpu"])
     add("--only", nargs="+", default=[], metavar="TEXT", help="checks whose titles have one of these")
+    add("--out", type=Path, default=FOLDER, help="where a whole run on a GPU keeps what it found")
+    add("--commit", help="the commit that is checked, where git cannot tell")
     return parser.parse_args()
 
 
