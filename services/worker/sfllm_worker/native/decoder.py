@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from ctypes import byref
 from dataclasses import replace
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from sfllm_worker.native.attention import ELEMENT_TYPES, batch_spec
 from sfllm_worker.native.library import check
 from sfllm_worker.native.panels import PanelEmbedding, PanelLinear, pack_linear
 from sfllm_worker.native.quantized_panels import QuantizedPanelLinear
+from sfllm_worker.native.threads import ThreadChoice
 
 _ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "gelu_pytorch_tanh": 2}
 _FIRST_TABLE_ROWS = 2048
@@ -44,6 +46,8 @@ class NativeDecoder(Decoder):
         self._kept: list[Tensor] = []
         self._model = self._model_spec()
         self._head = _matrix(self.weights.head)
+        self._choice = ThreadChoice()
+        self._threads = torch.get_num_threads()
         self._memory = _WorkingMemory(0, torch.empty(0), torch.empty(0), torch.empty(0))
 
     def forward(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache) -> Tensor:
@@ -61,12 +65,15 @@ class NativeDecoder(Decoder):
             hidden *= self._embedding_scale
         result = torch.empty(tokens, self.config.hidden_size, dtype=self.dtype)
         step = batch_spec(batch)
+        step.threads = self._threads = self._choice.choose(tokens, torch.get_num_threads())
         step.positions = positions.data_ptr()
         step.rotations, step.result = self._rotations, result.data_ptr()
         step.hidden, step.added = hidden.data_ptr(), memory.added.data_ptr()
         step.narrow = memory.narrow.data_ptr()
         cache = s.KVSpec(kv.storage.data_ptr(), kv.num_blocks, kv.block_size)
+        started = time.perf_counter()
         check(self._library.sfllm_decoder_step(byref(self._model), byref(cache), byref(step)))
+        self._choice.saw(tokens, time.perf_counter() - started)
         return result
 
     def logits(self, hidden_rows: Tensor) -> Tensor:
@@ -75,8 +82,7 @@ class NativeDecoder(Decoder):
         size = self.config.vocab_size
         out = torch.empty(len(rows), size, dtype=torch.float32)
         if len(rows):
-            threads = torch.get_num_threads()
-            arguments = (rows.data_ptr(), len(rows), size, out.data_ptr(), threads)
+            arguments = (rows.data_ptr(), len(rows), size, out.data_ptr(), self._threads)
             check(self._library.sfllm_linear(self._element_type, byref(self._head), *arguments))
         if self.config.final_soft_cap is not None:
             out = soft_cap(out, self.config.final_soft_cap)
