@@ -114,9 +114,19 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
         Meta(description="number format of weights and cache; auto is bfloat16 where it is fast"),
     ] = "auto"
     quantization: Annotated[
-        Literal["none", "int8", "int4"],
-        Meta(description="bits of weights, on CPUs; GGUF weights that have few bits already keep theirs"),
+        Literal["none", "int8", "int4", "fp8"],
+        Meta(
+            description="number format of the weights of products: int8; int4, on CPUs; fp8, on GPUs of "
+            "compute capability 8.0 or more. On CPUs GGUF weights that have few bits already keep theirs"
+        ),
     ] = "none"
+    deterministic: Annotated[
+        bool,
+        Meta(
+            description="the same tokens in any batch, in 16 bits as well: on GPUs by products with fixed "
+            "tiles, which are slower; the native kernels of CPUs are so anyway"
+        ),
+    ] = False
     load_format: Annotated[
         Literal["auto", "dummy"], Meta(description="dummy: random weights of the model's shape")
     ] = "auto"

@@ -72,7 +72,7 @@ def test_a_token_is_the_same_to_the_last_bit_in_any_batch(quantization: str) -> 
 
 
 def test_fewer_bits_take_less_memory() -> None:
-    sizes = [dummy("tiny-llama", "bfloat16", name).weight_bytes for name in BITS]
+    sizes = [dummy("tiny-llama", "bfloat16", name).weight_bytes for name in ("none", *MODES)]
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == len(sizes)
 
@@ -126,16 +126,21 @@ def test_a_gguf_file_with_rows_in_another_order_gives_the_model_of_its_checkpoin
 
 def test_models_in_different_bits_have_different_identities(tmp_path: Path) -> None:
     make_reference("llama", tmp_path)
-    loaded = [load_model(tmp_path, dtype="float32", quantization=name) for name in BITS]
-    dummies = [dummy("tiny-llama", "float32", name) for name in BITS]
-    assert len({model.fingerprint for model in (*loaded, *dummies)}) == 2 * len(BITS)
+    names = ("none", *MODES)
+    loaded = [load_model(tmp_path, dtype="float32", quantization=name) for name in names]
+    dummies = [dummy("tiny-llama", "float32", name) for name in names]
+    assert len({model.fingerprint for model in (*loaded, *dummies)}) == 2 * len(names)
 
 
 def test_what_cannot_be_quantized_is_refused_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match=r"unknown quantization: int3 \(supported: none, int8, int4\)"):
+    with pytest.raises(
+        ModelLoadError, match=r"unknown quantization: int3 \(supported: none, int8, int4, fp8\)"
+    ):
         dummy("tiny-llama", "float32", "int3")
     with pytest.raises(ModelLoadError, match="int4 is for CPUs, and the model runs on meta"):
         load_model("tiny-llama", device="meta", load_format="dummy", quantization="int4")
+    with pytest.raises(ModelLoadError, match=r"fp8 needs a GPU of compute capability 8\.0 or more"):
+        dummy("tiny-llama", "float32", "fp8")
     (tmp_path / "config.json").write_text(
         json.dumps({"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"})
     )
@@ -143,6 +148,8 @@ def test_what_cannot_be_quantized_is_refused_with_the_reason(tmp_path: Path) -> 
         load_model(tmp_path, load_format="dummy", quantization="int8")
     with pytest.raises(ModelLoadError, match=r"int8 is not supported for \['GPT2LMHeadModel'\]"):
         load_model(tmp_path, quantization="int8")
+    with pytest.raises(ModelLoadError, match=r"deterministic is not supported for \['GPT2LMHeadModel'\]"):
+        load_model(tmp_path, deterministic=True)
 
 
 class Broken:

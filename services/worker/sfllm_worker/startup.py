@@ -104,6 +104,7 @@ def _load(settings: WorkerSettings, device: torch.device) -> LoadedModel:
         load_format=settings.load_format,
         context_length=settings.max_context_length,
         quantization=settings.quantization,
+        deterministic=settings.deterministic,
     )
 
 

@@ -21,3 +21,5 @@ class Variant(NamedTuple):
     aligned: tuple[str, ...] = ()
     num_warps: int = 4
     num_stages: int = 3
+    min_capability: int = 80
+    """The first architecture, as ten times its compute capability, that has the instructions."""

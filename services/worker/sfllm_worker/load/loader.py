@@ -22,7 +22,7 @@ from sfllm_worker.model.decoder import Decoder, TextModel
 from sfllm_worker.model.errors import ModelLoadError
 from sfllm_worker.model.families import find_family
 from sfllm_worker.model.transformers_model import dummy_transformers_model, load_transformers_model
-from sfllm_worker.quant.policy import BITS
+from sfllm_worker.quant.products import Products
 
 _log = logging.getLogger(__name__)
 
@@ -77,20 +77,26 @@ class _Use:
     dtype: str
     device: torch.device
     context_length: int | None
-    quantization: str
+    products: Products
 
     def decoder(self, raw: Mapping[str, object], dtype: torch.dtype, source: TensorSource) -> Decoder:
         """The built-in decoder with the weights of `source`."""
         config = ModelConfig.from_hf(raw, self.context_length)
-        weights = build_weights(config, source, dtype, self.device, BITS[self.quantization])
-        return make_decoder(config, weights, self.context_length)
+        products, device = self.products, self.device
+        make_linear = products.maker(device, dtype)
+        weights = build_weights(config, source, dtype, device, products.stored_bits(device), make_linear)
+        decoder = make_decoder(config, weights, self.context_length)
+        products.check_decoder(decoder)
+        return decoder
 
-    def refuse_quantization(self, raw: Mapping[str, object]) -> None:
-        """Raise ModelLoadError if a model that runs through transformers is to be quantized."""
-        if self.quantization != "none":
+    def refuse_products(self, raw: Mapping[str, object]) -> None:
+        """Raise ModelLoadError if a model that runs through transformers needs products of another kind."""
+        wanted = f"quantization {self.products.quantization}" if self.products.quantization != "none" else ""
+        if self.products.deterministic:
+            wanted = "deterministic"
+        if wanted:
             raise ModelLoadError(
-                f"quantization {self.quantization} is not supported for {raw.get('architectures')}, "
-                "which runs through transformers"
+                f"{wanted} is not supported for {raw.get('architectures')}, which runs through transformers"
             )
 
 
@@ -103,24 +109,24 @@ def load_model(
     seed: int = 0,
     context_length: int | None = None,
     quantization: str = "none",
+    deterministic: bool = False,
 ) -> LoadedModel:
     """Load a Hugging Face directory, a `.gguf` file, or random weights (`load_format="dummy"`).
 
     For dummy weights `path` is a directory with a `config.json` or the name of a built-in shape, and
     `seed` chooses the weights. `dtype` is "float32", "bfloat16", "float16" or "auto". `context_length` is
     the longest context that will be served, None for all the model has: models with rotary factors for
-    short and for long contexts use one set, and this chooses it. `quantization` is "none", "int8" or
-    "int4", for CPUs and architectures that the built-in decoder knows; others run through transformers.
+    short and for long contexts use one set, and this chooses it. `quantization` is "none", "int8",
+    "int4" (for CPUs) or "fp8" (for GPUs). With `deterministic` a token does not depend on its batch. Both are
+    for architectures that the built-in decoder knows; others run through transformers.
     Raises `ModelLoadError` for anything that is wrong with the model.
     """
     if load_format not in LOAD_FORMATS:
         raise ModelLoadError(f"unknown load format: {load_format} (supported: {', '.join(LOAD_FORMATS)})")
     target = torch.device(device)
-    if quantization not in BITS:
-        raise ModelLoadError(f"unknown quantization: {quantization} (supported: {', '.join(BITS)})")
-    if quantization != "none" and target.type != "cpu":
-        raise ModelLoadError(f"quantization {quantization} is for CPUs, and the model runs on {target.type}")
-    use = _Use(dtype, target, context_length, quantization)
+    products = Products(quantization, deterministic)
+    products.check(target)
+    use = _Use(dtype, target, context_length, products)
     with torch.inference_mode():
         if load_format == "dummy":
             return _load_dummy(str(path), use, seed)
@@ -128,7 +134,9 @@ def load_model(
         if source.suffix == ".gguf":
             # GGUF weights are quantized, so no stored dtype can be kept.
             chosen = resolve_dtype(dtype, None, target)
-            directory = converted(source, chosen, quantization=quantization)
+            # A GPU quantizes what it is given; a file's own few bits are in another layout.
+            stored_as = quantization if target.type == "cpu" else "none"
+            directory = converted(source, chosen, quantization=stored_as)
             stored = str(chosen).removeprefix("torch.")
             return _load_directory(directory, source.stem, replace(use, dtype=stored))
         return _load_directory(source, source.resolve().name, use)
@@ -155,11 +163,11 @@ def _load_dummy(path: str, use: _Use, seed: int) -> LoadedModel:
     directory = Path(path)
     decoder: TextModel
     if find_family(raw) is None:
-        use.refuse_quantization(raw)
+        use.refuse_products(raw)
         decoder = dummy_transformers_model(raw, directory, chosen, use.device, seed)
     else:
         decoder = use.decoder(raw, chosen, DummySource(seed, chosen, use.device))
-    identity = repr((decoder.config, seed, chosen, use.quantization))
+    identity = repr((decoder.config, seed, chosen, use.products.quantization))
     generation = generation_defaults(directory) if directory.is_dir() else GenerationDefaults()
     return LoadedModel(
         config=decoder.config,
@@ -178,7 +186,7 @@ def _load_directory(directory: Path, name: str, use: _Use) -> LoadedModel:
     chosen = resolve_dtype(use.dtype, _stored_dtype(raw), use.device)
     decoder: TextModel
     if find_family(raw) is None:
-        use.refuse_quantization(raw)
+        use.refuse_products(raw)
         decoder = load_transformers_model(raw, directory, chosen, use.device)
     else:
         source = SafetensorsSource(directory)
@@ -188,7 +196,7 @@ def _load_directory(directory: Path, name: str, use: _Use) -> LoadedModel:
         config=decoder.config,
         decoder=decoder,
         name=name,
-        fingerprint=directory_fingerprint(directory, chosen, decoder.config, use.quantization),
+        fingerprint=directory_fingerprint(directory, chosen, decoder.config, use.products.quantization),
         assets=model_assets(directory),
         generation=generation_defaults(directory),
     )

@@ -13,8 +13,10 @@ from sfllm_worker.model.config import ModelConfig
 from sfllm_worker.model.decoder import DecoderWeights, LayerWeights
 from sfllm_worker.model.errors import ModelLoadError
 from sfllm_worker.model.layers import Embedding, Linear, make_linear
+from sfllm_worker.quant.channels import ChannelEmbedding, ChannelLinear
 from sfllm_worker.quant.linear import QuantizedEmbedding, QuantizedLinear
 from sfllm_worker.quant.policy import EMBEDDING, bits_of
+from sfllm_worker.quant.products import LinearMaker
 from sfllm_worker.quant.quantize import quantize
 from sfllm_worker.quant.weight import QuantizedWeight, stack
 
@@ -42,6 +44,8 @@ class _Builder:
     tied: bool
     bits: int | None
     """Of the layers' weights; None leaves all weights as floats."""
+    make_linear: LinearMaker
+    """For weights as floats on the device, which it may quantize there."""
 
     def vector(self, name: str, size: int) -> Tensor:
         return self.matrix(name, (size,))
@@ -83,7 +87,14 @@ class _Builder:
         weight = torch.empty(sum(out_sizes), in_size, dtype=self.dtype, device=self.device)
         for name, part in zip(names, torch.split(weight, list(out_sizes)), strict=True):
             part.copy_(self.source.take(f"{name}.weight", (len(part), in_size)))
-        return make_linear(weight, stacked_bias)
+        return self.dense_linear(names[0], weight, stacked_bias)
+
+    def dense_linear(self, name: str, weight: Tensor, bias: Tensor | None) -> Linear:
+        """A linear layer of a weight of floats; `name` is for errors."""
+        try:
+            return self.make_linear(weight, bias)
+        except ValueError as error:
+            raise ModelLoadError(f"tensor {name} cannot be quantized: {error}") from error
 
 
 def build_weights(
@@ -92,12 +103,13 @@ def build_weights(
     dtype: torch.dtype,
     device: torch.device,
     bits: int | None = None,
+    make_linear: LinearMaker = make_linear,
 ) -> DecoderWeights:
     """Copy all weights of a model into `dtype` on `device`, fused as the decoder wants them.
 
-    With `bits`, those that `bits_of` names are quantized instead.
+    With `bits`, those that `bits_of` names are quantized before; `make_linear` gets the others of products.
     """
-    builder = _Builder(source, dtype, device, config.tie_word_embeddings, bits)
+    builder = _Builder(source, dtype, device, config.tie_word_embeddings, bits, make_linear)
     embedding, tied_head = _embedding(config, builder)
     layers = tuple(_layer(config, builder, f"model.layers.{i}") for i in range(config.num_layers))
     head = tied_head or builder.linear(["lm_head"], [config.vocab_size], config.hidden_size, bias=False)
@@ -113,7 +125,12 @@ def _embedding(config: ModelConfig, builder: _Builder) -> tuple[Tensor | Embeddi
         embedding = QuantizedEmbedding(quantized, builder.dtype)
         return embedding, QuantizedLinear(quantized, None, builder.dtype)
     dense = builder.matrix(EMBEDDING, shape)
-    return dense, make_linear(dense) if config.tie_word_embeddings else None
+    if not config.tie_word_embeddings:
+        return dense, None
+    head = builder.dense_linear(EMBEDDING, dense, None)
+    if isinstance(head, ChannelLinear):
+        return ChannelEmbedding(head.weight, builder.dtype), head
+    return dense, head
 
 
 def _layer(config: ModelConfig, builder: _Builder, prefix: str) -> LayerWeights:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-BITS: Mapping[str, int | None] = {"none": None, "int8": 8, "int4": 4}
+BITS: Mapping[str, int | None] = {"none": None, "int8": 8, "int4": 4, "fp8": 8}
 """Bits of the layers' weights by the name of the setting."""
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
