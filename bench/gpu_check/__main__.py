@@ -24,7 +24,7 @@ from bench.gpu_check import ROOT
 if TYPE_CHECKING:
     from bench.gpu_check.checks import Check
 
-AREAS = ("attention", "layers", "models", "engines", "serving")
+AREAS = ("attention", "layers", "sampling", "products", "models", "engines", "serving")
 
 
 class Outcome(NamedTuple):
