@@ -80,7 +80,7 @@ def _tally_kernel(
             tl.store(tallies_at + at, tallies)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["sound_at"])
 def _draw_kernel(
     tokens_at: tl.tensor,
     sound_at: tl.tensor,

@@ -94,7 +94,7 @@ def _survey_kernel(
     tl.store(keys_at + row * tl.num_programs(0) + block, key)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["sound_at"])
 def _merge_kernel(
     tokens_at: tl.tensor, sound_at: tl.tensor, keys_at: tl.tensor, blocks: tl.tensor, WIDTH: tl.constexpr
 ) -> None:

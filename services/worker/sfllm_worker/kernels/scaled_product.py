@@ -44,7 +44,7 @@ def _quantize_kernel(
     tl.store(values_at + row * size + column, values.to(kind), mask=used)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _scaled_product_kernel(
     out_at: tl.tensor,
     x_at: tl.tensor,

@@ -67,7 +67,7 @@ def _weight_tile(
     return weight.to(DTYPE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _product_kernel(
     out_at: tl.tensor,
     x_at: tl.tensor,
@@ -147,7 +147,7 @@ def _finished(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _merge_kernel(
     out_at: tl.tensor,
     parts_at: tl.tensor,
