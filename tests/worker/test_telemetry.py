@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pynvml
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from sfllm.metrics import Metrics
+from sfllm_worker import telemetry
 from sfllm_worker.engine.planner import Limits
 from sfllm_worker.graphs.figures import GraphFigures
 from sfllm_worker.metrics import WorkerMetrics
@@ -57,6 +59,12 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
     return float(line.rsplit(" ", 1)[1])
 
 
+@pytest.fixture(autouse=True)
+def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A logger that was used before keeps the configuration of then, whatever captures now."""
+    monkeypatch.setattr(telemetry, "_log", structlog.get_logger())
+
+
 def worker_metrics() -> tuple[Metrics, WorkerMetrics]:
     metrics = Metrics("t:")
     return metrics, WorkerMetrics(metrics, "m", "w")
@@ -64,9 +72,9 @@ def worker_metrics() -> tuple[Metrics, WorkerMetrics]:
 
 def test_a_scrape_reads_the_gpu() -> None:
     metrics, shown = worker_metrics()
-    telemetry = GpuTelemetry.open(UUID, OneGpu())
-    assert telemetry is not None
-    shown.watch_gpu(telemetry)
+    gpu = GpuTelemetry.open(UUID, OneGpu())
+    assert gpu is not None
+    shown.watch_gpu(gpu)
     assert value(metrics, "gpu_utilization") == 0.37
     assert value(metrics, "gpu_memory_bytes", state="used") == 3 * 2**30
     assert value(metrics, "gpu_memory_bytes", state="free") == 77 * 2**30
@@ -75,9 +83,9 @@ def test_a_scrape_reads_the_gpu() -> None:
 def test_a_gpu_that_is_lost_is_unknown_and_said_once() -> None:
     nvml = OneGpu()
     metrics, shown = worker_metrics()
-    telemetry = GpuTelemetry.open(UUID, nvml)
-    assert telemetry is not None
-    shown.watch_gpu(telemetry)
+    gpu = GpuTelemetry.open(UUID, nvml)
+    assert gpu is not None
+    shown.watch_gpu(gpu)
     nvml.lost = True
     with capture_logs() as logs:
         assert math.isnan(value(metrics, "gpu_utilization"))
