@@ -80,6 +80,61 @@ def _tally_kernel(
             tl.store(tallies_at + at, tallies)
 
 
+@triton.jit
+def _share(fields_at: tl.tensor, mass: tl.tensor) -> tl.tensor:
+    """`mass` times the row's uniform number of 24 bits, rounded down; see `sampling/philox.py`."""
+    position = tl.load(fields_at + _POSITION).to(tl.uint32)
+    choice = tl.load(fields_at + _CHOICE).to(tl.uint32)
+    zero = position * 0
+    word, _, _, _ = tl.philox(tl.load(fields_at + _SEED), position, choice, zero, zero)
+    uniform = (word >> 8).to(tl.int64)
+    return uniform * (mass >> 24) + ((uniform * (mass & 0xFFFFFF)) >> 24)
+
+
+@triton.jit
+def _drawn(
+    tallies_at: tl.tensor,
+    keys_at: tl.tensor,
+    logits_at: tl.tensor,
+    fields_at: tl.tensor,
+    vocab_size: tl.tensor,
+    best: tl.tensor,
+    factor: tl.tensor,
+    first: tl.tensor,
+    lowest: tl.tensor,
+    mass: tl.tensor,
+    BLOCKS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+) -> tl.tensor:
+    """The token, of those that weigh `lowest` or more, all of them `mass`, that the row's number hits.
+
+    Tallies tell the mass of blocks where `lowest` is `first`.
+    """
+    number = tl.arange(0, WIDTH)
+    target = _share(fields_at, mass)
+    # The block in which the running sum passes the target, and the sum before it.
+    if lowest == first:
+        held = tl.load(tallies_at + number * PIVOTS, mask=number < BLOCKS, other=0) & MASS
+        block = tl.sum(((tl.cumsum(held, axis=0) <= target) & (number < BLOCKS)).to(tl.int32), axis=0)
+        before = tl.sum(tl.where(number < block, held, 0), axis=0)
+    else:
+        block = tl.full([], -1, tl.int32)
+        before = tl.full([], 0, tl.int64)
+        inside = tl.full([], 0, tl.int64)
+        while (before + inside <= target) & (block < BLOCKS - 1):
+            before += inside
+            block += 1
+            inside = tl.full([], 0, tl.int64)
+            if reaches(keys_at, block, best, factor, lowest):
+                bits, tally = weigh(logits_at, block, vocab_size, best, factor, BLOCK)
+                inside = tl.sum(tl.where(bits >= lowest, tally & MASS, 0), axis=0)
+    bits, tally = weigh(logits_at, block, vocab_size, best, factor, BLOCK)
+    ends = before + tl.cumsum(tl.where(bits >= lowest, tally & MASS, 0), axis=0)
+    token = block * BLOCK + tl.sum((ends <= target).to(tl.int32), axis=0)
+    return tl.minimum(token, vocab_size - 1).to(tl.int64)
+
+
 @triton.jit(do_not_specialize_on_alignment=["sound_at"])
 def _draw_kernel(
     tokens_at: tl.tensor,
@@ -133,38 +188,11 @@ def _draw_kernel(
                 pivots, smallest, counts, masses, 0, top_p * mass.to(tl.float64), BLOCKS, BLOCK,
             )  # fmt: skip
 
-        target = _share(fields_at, mass)
-        # The block in which the running sum passes the target, and the sum before it.
-        if lowest == first:
-            held = tl.load(tallies_at + number * PIVOTS, mask=number < BLOCKS, other=0) & MASS
-            block = tl.sum(((tl.cumsum(held, axis=0) <= target) & (number < BLOCKS)).to(tl.int32), axis=0)
-            before = tl.sum(tl.where(number < block, held, 0), axis=0)
-        else:
-            block = tl.full([], -1, tl.int32)
-            before = tl.full([], 0, tl.int64)
-            inside = tl.full([], 0, tl.int64)
-            while (before + inside <= target) & (block < BLOCKS - 1):
-                before += inside
-                block += 1
-                inside = tl.full([], 0, tl.int64)
-                if reaches(keys_at, block, best, factor, lowest):
-                    bits, tally = weigh(logits_at, block, vocab_size, best, factor, BLOCK)
-                    inside = tl.sum(tl.where(bits >= lowest, tally & MASS, 0), axis=0)
-        bits, tally = weigh(logits_at, block, vocab_size, best, factor, BLOCK)
-        ends = before + tl.cumsum(tl.where(bits >= lowest, tally & MASS, 0), axis=0)
-        token = block * BLOCK + tl.sum((ends <= target).to(tl.int32), axis=0)
-        tl.store(tokens_at + row, tl.minimum(token, vocab_size - 1).to(tl.int64))
-
-
-@triton.jit
-def _share(fields_at: tl.tensor, mass: tl.tensor) -> tl.tensor:
-    """`mass` times the row's uniform number of 24 bits, rounded down; see `sampling/philox.py`."""
-    position = tl.load(fields_at + _POSITION).to(tl.uint32)
-    choice = tl.load(fields_at + _CHOICE).to(tl.uint32)
-    zero = position * 0
-    word, _, _, _ = tl.philox(tl.load(fields_at + _SEED), position, choice, zero, zero)
-    uniform = (word >> 8).to(tl.int64)
-    return uniform * (mass >> 24) + ((uniform * (mass & 0xFFFFFF)) >> 24)
+        token = _drawn(
+            tallies_at, keys_at, logits_at, fields_at, vocab_size, best, factor,
+            first, lowest, mass, BLOCKS, BLOCK, WIDTH,
+        )  # fmt: skip
+        tl.store(tokens_at + row, token)
 
 
 def choose(logits: Tensor, fields: Tensor) -> Chosen:
