@@ -8,10 +8,14 @@ ends: stages may be measured one at a time. `report` writes the report anew from
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ STAGES = (
     "transformers",
 )
 STAGE_SECONDS = 480
+STOP_SECONDS = 20
 REPORT = ROOT / "docs" / "gpu-report.md"
 
 
@@ -61,21 +66,40 @@ def run(stage: str, arguments: argparse.Namespace) -> bool:
     command += [f"--out={arguments.out}", *(["--quick"] if arguments.quick else [])]
     command += [f"--commit={arguments.commit}"] if arguments.commit else []
     started = time.monotonic()
-    try:
-        process = subprocess.run(
-            command, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=STAGE_SECONDS, check=False
-        )
-        error = process.stderr.strip().splitlines()[-1:] if process.returncode else []
-        details = process.stderr[-4000:] if process.returncode else ""
-    except subprocess.TimeoutExpired:
-        error, details = [f"it took longer than {STAGE_SECONDS} s"], ""
-    if error or details:
-        made = circumstances(arguments.device, arguments.commit)
-        Results(arguments.out / RESULTS).keep(stage, {**made, "error": " ".join(error)})
-        print(f"{stage}: failed after {time.monotonic() - started:.0f} s\n{details}", flush=True)
-        return False
-    print(f"{stage}: {time.monotonic() - started:.0f} s", flush=True)
-    return True
+    code, said = run_within(command, STAGE_SECONDS)
+    seconds = time.monotonic() - started
+    if code == 0:
+        print(f"{stage}: {seconds:.0f} s", flush=True)
+        return True
+    last = said.strip().rpartition("\n")[2]
+    error = f"it took longer than {STAGE_SECONDS} s" if code is None else last or f"exit code {code}"
+    Results(arguments.out / RESULTS).keep(
+        stage, {**circumstances(arguments.device, arguments.commit), "error": error}
+    )
+    print(f"{stage}: failed after {seconds:.0f} s\n{said[-4000:]}", flush=True)
+    return False
+
+
+def run_within(command: Sequence[str], seconds: float) -> tuple[int | None, str]:
+    """Run a command: its exit code, or None if it had to be stopped, and its standard error.
+
+    It has a session of its own, which is stopped as a whole: a stage has servers of its own.
+    """
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=said, start_new_session=True)
+        try:
+            code: int | None = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+            os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        said.seek(0)
+        return code, said.read()
 
 
 def measure(results: Results, arguments: argparse.Namespace) -> None:
@@ -125,7 +149,7 @@ def _arguments() -> argparse.Namespace:
     add("stages", nargs="+", choices=[*STAGES, "all", "report"], help="what to measure, in this order")
     add("--device", default="cuda", choices=["cuda", "cpu"])
     add("--quick", action="store_true", help="a tiny model and few steps, to try the program")
-    add("--out", type=Path, default=FOLDER, help="where results are kept")
+    add("--out", type=lambda text: Path(text).resolve(), default=FOLDER, help="where results are kept")
     add("--report", type=Path, help="where the report goes (docs/gpu-report.md after real runs)")
     add("--commit", help="the commit that is measured, where git cannot tell")
     add("--alone", action="store_true", help=argparse.SUPPRESS)

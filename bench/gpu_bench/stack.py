@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -91,6 +90,7 @@ GPU_FLAGS = (
     "--mem-fraction=0.8",
     "--gateways=4",
 )
+LOAD_SECONDS = 400
 QUICK_FLAGS = ("--max-context-length=256", "--max-running-tokens=4096")
 
 
@@ -102,7 +102,7 @@ def measured(url: str, load: Load, rounds: int) -> Row:
         command += ["--ignore-eos", "--warmup=4", f"--rounds={rounds}", *load.flags]
         # Whatever else runs on the machine is measured with it: rounds are not repeated.
         command += ["--max-disturbance=1000", "--quiet-seconds=0"]
-        process = subprocess.run(command, capture_output=True, text=True, env=os.environ, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=LOAD_SECONDS, check=False)
         if process.returncode or not path.exists():
             raise RuntimeError(f"sfllm bench ended with {process.returncode}: {process.stderr[-2000:]}")
         [result] = json.loads(path.read_text())["results"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench.gpu_bench.__main__ import run
+from bench.gpu_bench.__main__ import run, run_within
 from bench.gpu_bench.place import Place
 from bench.gpu_bench.report import NOTHING, TITLES, cell, report, table
 from bench.gpu_bench.results import RESULTS, ROOT, Results
@@ -45,6 +45,14 @@ def test_a_stage_that_fails_is_kept_with_its_error_and_no_figure(tmp_path: Path)
     part = Results(tmp_path / RESULTS).parts["no such stage"]
     assert "invalid choice" in part["error"]
     assert "rows" not in part
+
+
+def test_a_stage_that_takes_too_long_is_stopped_with_all_that_it_started() -> None:
+    code, said = run_within(["sh", "-c", "sleep 300 & echo $! >&2; wait"], 5.0)
+    assert code is None
+    started = Path("/proc", said.strip(), "stat")
+    # A process that ended may stay listed until whoever inherited it takes notice.
+    assert not started.exists() or started.read_text().rpartition(")")[2].split()[0] in {"Z", "X"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
