@@ -85,7 +85,7 @@ class _Use:
         products, device = self.products, self.device
         make_linear = products.maker(device, dtype)
         weights = build_weights(config, source, dtype, device, products.stored_bits(device), make_linear)
-        decoder = make_decoder(config, weights, self.context_length)
+        decoder = make_decoder(config, weights, self.context_length, products.deterministic)
         products.check_decoder(decoder)
         return decoder
 
