@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfllm_worker.native.threads import LONGEST_INTERVAL_STEPS, MOST_TOKENS, ThreadChoice
+from sfllm_worker.native.threads import (
+    FIRST_INTERVAL_STEPS,
+    LONGEST_INTERVAL_STEPS,
+    MOST_TOKENS,
+    ThreadChoice,
+)
 
 Cost = Callable[[int], float]
 
@@ -38,13 +43,21 @@ def test_it_finds_the_fastest_number_though_steps_vary(best: int, seed: int) -> 
     assert settled.count(best) > 0.95 * len(settled)
 
 
-def test_it_follows_when_another_number_becomes_the_fastest() -> None:
+def test_it_follows_at_once_when_steps_become_slow_and_in_time_when_they_could_be_faster() -> None:
     choice = ThreadChoice()
-    run(choice, lambda threads: 1 / threads, most=4, steps=2000)
-    busy = run(choice, float, most=4, steps=3 * LONGEST_INTERVAL_STEPS)
-    assert busy[-20:] == [1] * 20
-    quiet = run(choice, lambda threads: 1 / threads, most=4, steps=4 * LONGEST_INTERVAL_STEPS)
+    run(choice, lambda threads: 1 / threads, most=4, steps=3 * LONGEST_INTERVAL_STEPS)
+    busy = run(choice, float, most=4, steps=20 * FIRST_INTERVAL_STEPS)
+    assert busy[-10:].count(1) >= 6
+    run(choice, float, most=4, steps=3 * LONGEST_INTERVAL_STEPS)
+    quiet = run(choice, lambda threads: 1 / threads, most=4, steps=3 * LONGEST_INTERVAL_STEPS)
     assert quiet[-20:] == [4] * 20
+
+
+def test_in_the_long_run_next_to_no_step_is_a_trial() -> None:
+    choice = ThreadChoice()
+    run(choice, lambda threads: 1 / threads, most=2, steps=3 * LONGEST_INTERVAL_STEPS)
+    chosen = run(choice, lambda threads: 1 / threads, most=2, steps=10 * LONGEST_INTERVAL_STEPS)
+    assert chosen.count(1) < len(chosen) / 1000
 
 
 @pytest.mark.parametrize("slower", [2.0, 4.0])

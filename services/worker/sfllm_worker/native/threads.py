@@ -10,23 +10,29 @@ depend on the number of threads, to the last bit.
 from __future__ import annotations
 
 from collections import deque
+from math import inf
 from statistics import median
 
 MOST_TOKENS = 8
 """Steps of more tokens take all threads: products bound them, which every core makes faster."""
 
-TRIAL_STEPS = 5
+TRIAL_STEPS = 4
 REMEMBERED_STEPS = 9
 FIRST_INTERVAL_STEPS = 16
-LONGEST_INTERVAL_STEPS = 512
+LONGEST_INTERVAL_STEPS = 4096
+"""A trial of what is slower is seen by whoever waits for those tokens: fewer than one in a thousand."""
+
 CLEARLY_FASTER = 0.97
+MUCH_SLOWER = 1.3
+"""Than at the last trial: something has changed, and another number may be better now."""
 
 
 class ThreadChoice:
     """One number of threads for each size of step, and when to try another.
 
     Every so many steps a neighbouring number (half or twice as many) gets `TRIAL_STEPS` steps; it stays if
-    it was clearly faster than what went before. Trials that change nothing become rarer.
+    it was clearly faster than what went before. Trials that change nothing become rarer, until steps take
+    much longer than they did.
     """
 
     def __init__(self) -> None:
@@ -58,6 +64,7 @@ class _Size:
         self._trial: list[float] = []
         self._interval = self._left = FIRST_INTERVAL_STEPS
         self._tries_fewer = False
+        self._normal = inf
 
     def saw(self, seconds: float) -> None:
         """The step on `threads` threads took so long."""
@@ -68,9 +75,12 @@ class _Size:
             return
         self._usual.append(seconds)
         self._left -= 1
-        if self._left <= 0:
+        if self._left <= 0 or (self._left % FIRST_INTERVAL_STEPS == 0 and self._has_slowed()):
             self._tries_fewer = not self._tries_fewer
             self.threads = self._neighbour()
+
+    def _has_slowed(self) -> bool:
+        return median(self._usual) > MUCH_SLOWER * self._normal
 
     def _neighbour(self) -> int:
         fewer, more = (self._best + 1) // 2, min(2 * self._best, self.most)
@@ -79,12 +89,14 @@ class _Size:
 
     def _judge(self) -> None:
         # The first step of a trial pays for the change itself: threads fall asleep or wake up.
-        if median(self._trial[1:]) < CLEARLY_FASTER * median(self._usual):
+        trial, usual = median(self._trial[1:]), median(self._usual)
+        if trial < CLEARLY_FASTER * usual:
             self._best = self.threads
             self._usual.clear()
             self._interval = FIRST_INTERVAL_STEPS
         else:
             self._interval = min(2 * self._interval, LONGEST_INTERVAL_STEPS)
+        self._normal = min(trial, usual)
         self._trial.clear()
         self.threads = self._best
         self._left = self._interval
