@@ -80,8 +80,9 @@ def test_four_bits_are_no_worse_than_rounding_within_the_range(
         plain = ((group - low) / (high - low).clamp_min(1e-30) * 15).round() / 15 * (high - low) + low
         ours = quantized.dequantize()[:, start : start + GROUP]
         errors, bounds = ((x - group).square().sum(1) for x in (ours, plain))
-        # Padding of a short group takes part in its fit; scale and offset are rounded to float16.
-        slack = 1.01 if group.shape[1] == GROUP else 3.0
+        # In the fit of a short group some values count once more than others, at most twice as much;
+        # scale and offset are rounded to float16.
+        slack = 1.01 if group.shape[1] == GROUP else 2.02
         rounding = GROUP * (group.abs().amax(1) * 2.0**-10).square()
         assert bool((errors <= bounds * slack + rounding).all())
 

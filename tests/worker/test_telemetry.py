@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pynvml
@@ -60,9 +61,13 @@ def value(metrics: Metrics, name: str, **labels: str) -> float:
 
 
 @pytest.fixture(autouse=True)
-def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A logger that was used before keeps the configuration of then, whatever captures now."""
+def fresh_log(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Neither the level that an earlier test configured, nor a logger that was used then and keeps it."""
+    configured = structlog.get_config()
+    structlog.reset_defaults()
     monkeypatch.setattr(telemetry, "_log", structlog.get_logger())
+    yield
+    structlog.configure(**configured)
 
 
 def worker_metrics() -> tuple[Metrics, WorkerMetrics]:

@@ -11,7 +11,6 @@ ACIQ (Banner et al., 2019).
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from torch import Tensor
 
 from sfllm_worker.quant.weight import GROUP, QuantizedWeight
@@ -36,8 +35,10 @@ def quantize(weight: Tensor, bits: int) -> QuantizedWeight:
     parts = []
     for start in range(0, rows, count):
         chunk = weight[start : start + count].to(torch.float32)
-        if padding:  # by a value of the group itself, which leaves its extremes as they are
-            chunk = F.pad(chunk[None], (0, padding), mode="replicate")[0]
+        if padding:  # by the short group's own values in turn, so that each counts about as much in its fit
+            short = chunk[:, padding - GROUP :]
+            again = short.repeat(1, -(-padding // short.shape[1]))[:, :padding]
+            chunk = torch.cat((chunk, again), dim=1)
         groups = chunk.reshape(len(chunk), -1, GROUP)
         if not float(groups.abs().amax()) < _LARGEST:
             raise ValueError("weights are not finite, or larger than float16 can say")
