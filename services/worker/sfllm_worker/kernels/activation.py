@@ -25,8 +25,9 @@ def _gated_product_kernel(
     KIND: tl.constexpr,
     WIDTH: tl.constexpr,
 ) -> None:
-    row = tl.program_id(1).to(tl.int64)
-    column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
+    # Rows along the first axis: the others of a grid end at 65535, and a step may have more tokens.
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     used = column < SIZE
     gate_at = gate_up_at + row * gate_up_stride + column
     gate = tl.load(gate_at, mask=used, other=0.0).to(tl.float32)
@@ -50,7 +51,7 @@ def gated_product(gate_up: Tensor, kind: str, out: Tensor | None = None) -> Tens
     rows, both = gate_up.shape
     size = both // 2
     product = gate_up.new_empty(rows, size) if out is None else out
-    grid = (triton.cdiv(size, _WIDTH), rows)
+    grid = (rows, triton.cdiv(size, _WIDTH))
     strides = gate_up.stride(0), product.stride(0)
     _gated_product_kernel[grid](
         gate_up, product, *strides, SIZE=size, KIND=KINDS[kind], WIDTH=_WIDTH, num_warps=_WARPS
