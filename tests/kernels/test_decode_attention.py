@@ -130,8 +130,15 @@ def test_scratch_grows_with_its_reservations_and_keeps_what_graphs_may_point_to(
     scratch.reserve(2, 96)
     assert scratch.mixed is first
     scratch.reserve(3, 65)
-    assert scratch.mixed.shape == (9, 2, 16)
+    assert scratch.mixed.shape == (12, 2, 16)
     assert any(old[0] is first for old in scratch.outgrown)
+
+
+def test_scratch_that_grows_little_by_little_keeps_less_old_memory_than_new() -> None:
+    scratch = DecodeScratch(2, 16, "cpu", split=32)
+    for longest in range(1, 1000, 10):
+        scratch.reserve(3, longest)
+    assert sum(len(mixed) for mixed, _ in scratch.outgrown) < len(scratch.mixed) < 2 * 3 * 32
 
 
 def test_a_scale_that_turns_scores_over_is_refused() -> None:

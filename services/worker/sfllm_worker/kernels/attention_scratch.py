@@ -12,7 +12,8 @@ SPLIT_TOKENS = 256
 class DecodeScratch:
     """Partial results of rows with several splits, float32, allocated once for the largest launch.
 
-    Captured graphs keep its address, so a reservation that outgrows it leaves the old memory alive.
+    Captured graphs keep its address, so a reservation that outgrows it leaves the old memory alive. It
+    grows at least twofold, so that all the old memory together is less than the new.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class DecodeScratch:
         if self._device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             raise RuntimeError(f"scratch for {rows} rows of {longest} tokens must be reserved before capture")
         self.outgrown.append((self.mixed, self.stats))
-        self.mixed, self.stats = self._allocate(needed)
+        self.mixed, self.stats = self._allocate(max(needed, 2 * len(self.mixed)))
 
     def splits(self, longest: int, window: int = 0) -> int:
         """How many splits a context of up to `longest` tokens touches with what a query sees of it."""
