@@ -82,14 +82,18 @@ class KVCache:
         """Copy blocks `(src, dst)` of all layers, as if all were read before any is written."""
         if not pairs:
             return
-        sources = torch.tensor([src for src, _ in pairs], dtype=torch.int64, device=self.device)
-        targets = torch.tensor([dst for _, dst in pairs], dtype=torch.int64, device=self.device)
+        sources, targets = self._indices([src for src, _ in pairs]), self._indices([dst for _, dst in pairs])
         self.storage.index_copy_(2, targets, self.storage.index_select(2, sources))
 
     def zero_blocks(self, blocks: Sequence[int]) -> None:
         """Clear blocks of all layers, so that non-finite values in them cannot reach a later owner."""
         if blocks:
-            self.storage.index_fill_(2, torch.tensor(blocks, dtype=torch.int64, device=self.device), 0)
+            self.storage.index_fill_(2, self._indices(blocks), 0)
+
+    def _indices(self, blocks: Sequence[int]) -> Tensor:
+        """Numbers of blocks on the cache's device. From pinned memory, because other copies wait for it."""
+        numbers = torch.tensor(blocks, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        return numbers.to(self.device, non_blocking=True)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
