@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rerun_recorder import RerunRecorder, make_decoder
+from torch import Tensor
 
 from sfllm_worker.graphs.buffers import StaticBuffers
 from sfllm_worker.graphs.captured import CapturedRunner
 from sfllm_worker.graphs.keys import GraphKey, GraphPlan, plan_graphs
+from sfllm_worker.graphs.recorder import Recording
 from sfllm_worker.graphs.runner import EagerRunner, GraphRunner, StepInputs
 from sfllm_worker.kv.cache import PADDING_BLOCK, KVCache
 from sfllm_worker.model.attention import AttentionBatch
@@ -226,6 +229,25 @@ def test_later_graphs_are_given_up_when_the_reserved_memory_is_used_up(
     assert runner.idle()
     assert not runner.idle()
     assert recorder.captures == 2
+
+
+def test_later_graphs_are_given_up_when_the_device_has_no_memory_for_one(plain: Decoder) -> None:
+    class FullDevice(RerunRecorder):
+        def capture(self, function: Callable[[], Tensor]) -> Recording:
+            if self.captures:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().capture(function)
+
+    later = (GraphKey(1, 8), GraphKey(2, 8))
+    kv = KVCache(plain.config, 4, BLOCK, torch.float32)
+    runner = CapturedRunner(plain, kv, GraphPlan((GraphKey(6, 32),), later), FullDevice(), lambda: 0)
+    runner.capture_first()
+    assert not runner.idle()
+    assert not runner.idle()
+    assert runner.figures.captured == 1
+    steps = AttentionBatch.build([1], [1], [[1]], BLOCK)
+    runner.run(StepInputs(torch.zeros(1, dtype=torch.int64), steps, torch.zeros(1, dtype=torch.int64)))
+    assert runner.figures.replays == 1
 
 
 def test_token_ids_that_are_on_the_device_are_not_read_by_the_host() -> None:

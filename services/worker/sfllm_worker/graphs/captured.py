@@ -63,13 +63,21 @@ class CapturedRunner:
         if not self._waiting:
             return False
         if self._reserved_bytes is not None and self.figures.memory_bytes >= self._reserved_bytes:
-            _log.warning("no memory is left for further CUDA graphs", given_up=len(self._waiting))
-            self._waiting.clear()
-            return False
-        self.capture(self._waiting.popleft())
+            return self._give_up()
+        try:
+            self.capture(self._waiting[0])
+        except torch.OutOfMemoryError:
+            # A graph that only saves padding is not worth a worker.
+            return self._give_up()
+        self._waiting.popleft()
         if not self._waiting:
             self._log_captured("all CUDA graphs captured")
         return bool(self._waiting)
+
+    def _give_up(self) -> bool:
+        _log.warning("no memory is left for further CUDA graphs", given_up=len(self._waiting))
+        self._waiting.clear()
+        return False
 
     @torch.inference_mode()
     def run(self, inputs: StepInputs) -> Tensor:
