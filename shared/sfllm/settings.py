@@ -155,8 +155,12 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
         ),
     ] = None
     mem_fraction: Annotated[
-        float, Meta(gt=0, le=1, description="share of the device's free memory for the KV cache")
-    ] = 0.5
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        Meta(
+            description="share of the device's free memory for the KV cache; "
+            "0.9 of a GPU's if unset, half of a CPU's up to 4 GiB"
+        ),
+    ] = None
     cuda_graph_max_bs: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="on GPUs: largest batch of a captured decode step; the largest of all if unset"),

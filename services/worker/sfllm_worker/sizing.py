@@ -10,6 +10,9 @@ import torch
 CPU_CACHE_BYTES = 4 * 2**30
 """Unless asked for more, a CPU worker leaves the rest of a newcomer's machine alone."""
 
+USUAL_MEM_FRACTION = {"cuda": 0.9, "cpu": 0.5}
+"""What a GPU worker needs besides was measured and is not part of it, and it has the GPU for itself."""
+
 LARGEST_AUTOMATIC_BATCH = 256
 TYPICAL_SEQUENCE_TOKENS = 512
 """What a sequence is expected to take of the cache; longer ones make the batch smaller by themselves."""
@@ -40,7 +43,7 @@ def cache_blocks(
     bytes_per_block: int,
     block_size: int,
     cache_tokens: int | None,
-    mem_fraction: float,
+    mem_fraction: float | None,
     useful_tokens: int,
     reserved_bytes: int = 0,
 ) -> int:
@@ -58,7 +61,7 @@ def cache_blocks(
             f"{free / 2**20:.0f} MiB are free on {device} beside the weights, and steps take "
             f"{reserved_bytes / 2**20:.0f}: a smaller --max-batch-size or --max-context-length takes less"
         )
-    budget = int((free - reserved_bytes) * mem_fraction)
+    budget = int((free - reserved_bytes) * (mem_fraction or USUAL_MEM_FRACTION[device.type]))
     if device.type == "cpu":
         budget = min(budget, CPU_CACHE_BYTES)
     return max(1, min(budget // bytes_per_block, -(-useful_tokens // block_size)))
