@@ -153,20 +153,24 @@ class GatewayBeat(Message, frozen=True):
 
 
 class Submit(Message, frozen=True):
-    """One request. Arrays: prompt token ids; output tokens so far of `choices`, one after another.
+    """One request.
+
+    Arrays: prompt token ids; output tokens so far of `choices`, one after another; the names of the
+    prompt's beginnings (`prefixes.py`).
 
     `choices` are the indices still to be generated and `generated_counts` how many tokens each
     already has (zeros on a first attempt). `milliseconds_left` is a duration, never a time of day.
     `last_worker` is the id of a worker to avoid, empty for none. Lower `priority` goes first.
     Cached prefixes are shared only among requests of the same `cache_salt`.
     `age_milliseconds` is how long ago the first attempt was submitted: a retry keeps its place in the order.
+    `tenant` names who asks, for fairness and limits; empty when nobody knows.
 
     `suspects` is not 0 when a worker crashed while it ran this request and `suspects - 1` others, any of
     which may be the cause; `crashes_alone` counts crashes of workers that ran nothing else.
     """
 
     kind = 3
-    array_types = "II"
+    array_types = "IIQ"
     request_id: str
     handle: int
     attempt: int
@@ -181,6 +185,7 @@ class Submit(Message, frozen=True):
     age_milliseconds: int = 0
     suspects: int = 0
     crashes_alone: int = 0
+    tenant: str = ""
 
 
 class Cancel(Message, frozen=True):
@@ -344,16 +349,24 @@ class WorkerHello(Message, frozen=True):
 class WorkerBeat(Message, frozen=True):
     """Sent every beat interval: what the worker holds. `step` grows with every step it runs.
 
-    `digest` is of the choices that it holds (`holdings.py`); see `GatewayBeat`.
+    `digest` is of the choices that it holds (`holdings.py`); see `GatewayBeat`. `slots` is how many
+    sequences it takes now, 0 for as many as its hello said. `step_curve` is what its steps take, as
+    measured (`step_curve.py`), empty while that is unknown. `bands` counts its running sequences by the
+    length band (`bands.py`) of their context, from band 0 on. Array: the names of the beginnings of
+    prompts that its cache has, most recently used first, `MAX_SUMMARY_PREFIXES` at most (`prefixes.py`).
     """
 
     kind = 41
+    array_types = "Q"
     lease: int
     step: int
     running: int
     waiting: int
     free_kv_tokens: int
     digest: int = 0
+    slots: int = 0
+    step_curve: tuple[float, ...] = ()
+    bands: tuple[int, ...] = ()
 
 
 class WorkerTokens(Message, frozen=True):
@@ -424,8 +437,26 @@ class WorkerHeld(Message, frozen=True):
     gateways: tuple[bytes, ...]
 
 
+class WorkerProgress(Message, frozen=True):
+    """Sent after a step that took in prompt tokens: how much is left to prefill here.
+
+    `grants` counts the `Grant`s that came under this lease, `pending_tokens` the uncached tokens of their
+    requests that are still to be computed before a first token can be chosen; of a single request at most
+    one step's budget counts, because a worker computes others beside a long one. The scheduler adds what it
+    granted since, so both sides agree however late this comes.
+    """
+
+    kind = 50
+    lease: int
+    grants: int
+    pending_tokens: int
+
+
 class WorkerReturned(Message, frozen=True):
-    """A request that was granted and has not been started: another worker had better run it."""
+    """A request that was granted and has not been started: another worker had better run it.
+
+    A worker that drains says it of all that it has not begun, and any worker in answer to `Recall`.
+    """
 
     kind = 49
     lease: int
@@ -441,6 +472,8 @@ class WorkerWelcome(Message, frozen=True):
     """Answers `WorkerHello`. Every later message of the worker carries `lease`; others are stale.
 
     A worker that hears no beat for `lease_seconds` cancels all that it holds and says hello again.
+    `shortest_first`: the shortest prompts have the first half of every step's prefill, the oldest one the
+    other half; otherwise prompts are computed in the order of arrival.
     """
 
     kind = 60
@@ -448,6 +481,7 @@ class WorkerWelcome(Message, frozen=True):
     lease: int
     beat_seconds: float
     lease_seconds: float
+    shortest_first: bool = False
 
 
 class GrantedRequest(Value, frozen=True):
@@ -466,13 +500,17 @@ class GrantedRequest(Value, frozen=True):
     sampling: Sampling
     queue_seconds: float
     cache_salt: str = ""
+    prefix_count: int = 0
 
 
 class Grant(Message, frozen=True):
-    """A cohort of requests to run. Arrays: all prompts, all output tokens of earlier attempts."""
+    """A cohort of requests to run.
+
+    Arrays: all prompts, all output tokens of earlier attempts, the names of all prompts' beginnings.
+    """
 
     kind = 61
-    array_types = "II"
+    array_types = "IIQ"
     lease: int
     requests: tuple[GrantedRequest, ...]
 
@@ -498,6 +536,16 @@ class WorkerResend(Message, frozen=True):
     attempt: int
     choice: int
     start: int
+
+
+class Recall(Message, frozen=True):
+    """Give this request back (`WorkerReturned`) if it has not been started; otherwise nothing happens."""
+
+    kind = 66
+    lease: int
+    gateway: bytes
+    handle: int
+    attempt: int
 
 
 class WorkerUnknown(Message, frozen=True):
@@ -571,6 +619,7 @@ WORKER_TO_SCHEDULER: tuple[type[Message], ...] = (
     WorkerFinished,
     WorkerFault,
     WorkerHeld,
+    WorkerProgress,
     WorkerReturned,
     WorkerDraining,
     WorkerBye,
@@ -583,6 +632,7 @@ SCHEDULER_TO_WORKER: tuple[type[Message], ...] = (
     Grant,
     WorkerCancel,
     WorkerResend,
+    Recall,
     Drain,
 )
 ASSETS: tuple[type[Message], ...] = (AssetOffer, AssetGet, AssetChunk)

@@ -140,7 +140,7 @@ class Network(RuleBasedStateMachine):
 
     @invariant()
     def a_submission_says_what_is_here(self) -> None:
-        message, (prompt, so_far) = self.stream.submit(1000)
+        message, (prompt, so_far, _) = self.stream.submit(1000)
         assert isinstance(message, Submit)
         open_choices = [i for i, choice in enumerate(self.stream.choices) if choice.finish_reason is None]
         assert list(message.choices) == open_choices

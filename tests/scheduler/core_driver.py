@@ -123,7 +123,7 @@ class Driver:
             sampling=Sampling(max_tokens=max_tokens, seed=1),
             **values,
         )
-        arrays = (as_array("I", range(tokens)), as_array("I", generated))
+        arrays = (as_array("I", range(tokens)), as_array("I", generated), as_array("Q", ()))
         self.send(FromGateway(gateway, message, arrays))
         return handle
 
@@ -191,7 +191,7 @@ class Driver:
     def worker_beat(self, peer: bytes, held: Iterable[OpenChoice] | None = None) -> None:
         """The worker beats: it holds what it should, or just these choices."""
         mark = self.state_of(peer).digest if held is None else digest(held)
-        self.send(FromWorker(peer, WorkerBeat(self.lease(peer), 1, 0, 0, 100, mark)))
+        self.send(FromWorker(peer, WorkerBeat(self.lease(peer), 1, 0, 0, 100, mark), (as_array("Q", ()),)))
 
     def gateway_beat(self, peer: bytes = GATEWAY, held: Iterable[OpenChoice] | None = None) -> None:
         """The gateway beats: its open choices are those that it should have, or just these."""

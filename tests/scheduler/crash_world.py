@@ -162,7 +162,7 @@ class CrashWorld:
             suspects=stream.suspects,
             crashes_alone=stream.crashes_alone,
         )
-        arrays = (as_array("I", [1, 2, 3]), as_array("I", [0] * stream.tokens))
+        arrays = (as_array("I", [1, 2, 3]), as_array("I", [0] * stream.tokens), as_array("Q", ()))
         self._send(FromGateway(GATEWAY, message, arrays))
 
     def _compute(self, worker: FakeWorker) -> None:
@@ -185,7 +185,11 @@ class CrashWorld:
         self._send(FromGateway(GATEWAY, GatewayBeat(EPOCH, digest(mine))))
         for worker in list(self.workers.values()):
             held = [OpenChoice(GATEWAY, handle, attempt, 0) for handle, attempt in worker.held]
-            self._send(FromWorker(worker.peer, WorkerBeat(worker.lease, 1, 0, 0, 0, digest(held))))
+            self._send(
+                FromWorker(
+                    worker.peer, WorkerBeat(worker.lease, 1, 0, 0, 0, digest(held)), (as_array("Q", ()),)
+                )
+            )
 
     # what they hear -----------------------------------------------------------------------
 

@@ -53,7 +53,7 @@ def test_one_choice_can_be_cancelled_while_it_waits(driver: Driver) -> None:
     entry = driver.granted(handle)
     assert (entry.choices, entry.generated_counts) == ((0, 2), (1, 1))
     grant = next(a for a in driver.log if getattr(a, "message", None).__class__ is Grant)
-    assert lists(grant.arrays) == [[0, 1, 2], [10, 30]]
+    assert lists(grant.arrays) == [[0, 1, 2], [10, 30], []]
 
 
 def test_cancelling_the_last_waiting_choice_ends_the_request(driver: Driver) -> None:

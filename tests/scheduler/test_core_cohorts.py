@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from core_driver import Driver, card
 
+from sfllm.bands import BAND_RATIO, band_end, band_of
 from sfllm.messages import Interrupted
-from sfllm_scheduler.core.requests import BAND_RATIO, band_end, band_of
 
 
 def test_bands_grow_by_their_ratio_and_hold_every_length() -> None:

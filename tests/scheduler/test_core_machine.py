@@ -124,7 +124,7 @@ class Machine(Peers, RuleBasedStateMachine):
 
     def send_submit(self, peer: bytes, handle: int) -> None:
         request = self.gateways[peer].requests[handle]
-        arrays = (as_array("I", range(request.tokens)), as_array("I", ()))
+        arrays = (as_array("I", range(request.tokens)), as_array("I", ()), as_array("Q", ()))
         self.send(FromGateway(peer, request.submit, arrays))
 
     def some_request(self, data: st.DataObject) -> tuple[bytes, int] | None:
@@ -199,7 +199,9 @@ class Machine(Peers, RuleBasedStateMachine):
             self.send(FromGateway(peer, GatewayBeat(1, digest(gateway.open_choices()))))
         for worker in list(self.workers.values()):
             mark = digest(worker.open_choices())
-            self.from_worker(worker, WorkerBeat(worker.lease, 1, len(worker.held), 0, 0, mark))
+            self.from_worker(
+                worker, WorkerBeat(worker.lease, 1, len(worker.held), 0, 0, mark), (as_array("Q", ()),)
+            )
         assert self.is_lossy or not self.answers, "asked for a list though nothing was lost"
         self.send(Tick())
         self.check_nobody_idles()

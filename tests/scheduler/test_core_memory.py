@@ -40,7 +40,7 @@ class Load:
         self.handle = 0
         self.lease = 1
         self.granted: list[GrantedRequest] = []
-        self._prompt, self._none = as_array("I", [1, 2, 3]), as_array("I", ())
+        self._arrays = as_array("I", [1, 2, 3]), as_array("I", ()), as_array("Q", ())
         self.send(FromGateway(GATEWAY, GatewayHello(1)))
         self.send(FromWorker(WORKER, WorkerHello("W1", card(), Capacity(150, 100_000, 4096))))
 
@@ -77,12 +77,16 @@ class Load:
             milliseconds_left=10 if number % 50 == 0 else 60_000,
             suspects=4 if number % 40 == 1 else 0,
         )
-        self.send(FromGateway(GATEWAY, message, (self._prompt, self._none)))
+        self.send(FromGateway(GATEWAY, message, self._arrays))
 
     def beat(self) -> None:
         state = self.core.state
         self.send(FromGateway(GATEWAY, GatewayBeat(1, state.gateways[GATEWAY].digest)))
-        self.send(FromWorker(WORKER, WorkerBeat(self.lease, 1, 0, 0, 0, state.workers[WORKER].digest)))
+        self.send(
+            FromWorker(
+                WORKER, WorkerBeat(self.lease, 1, 0, 0, 0, state.workers[WORKER].digest), self._arrays[2:]
+            )
+        )
         self.send(Tick())
 
     def come_to_rest(self) -> None:

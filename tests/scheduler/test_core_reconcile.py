@@ -61,7 +61,11 @@ def test_every_beat_with_another_digest_asks_once_and_counts_the_questions(drive
 
 
 def test_a_beat_of_an_unknown_worker_tells_it_to_start_over(driver: Driver) -> None:
-    (answer,) = [a for a in driver.send(FromWorker(b"w-x", WorkerBeat(9, 1, 0, 0, 0))) if type(a) is ToWorker]
+    (answer,) = [
+        a
+        for a in driver.send(FromWorker(b"w-x", WorkerBeat(9, 1, 0, 0, 0), (as_array("Q", ()),)))
+        if type(a) is ToWorker
+    ]
     assert (answer.peer, answer.message) == (b"w-x", WorkerUnknown(EPOCH))
 
 
@@ -71,10 +75,10 @@ def test_a_beat_of_an_older_lease_tells_the_worker_to_start_over_unless_its_welc
     worker = driver.worker()
     stale = driver.lease(worker)
     driver.worker()
-    driver.send(FromWorker(worker, WorkerBeat(stale, 1, 0, 0, 0)))
+    driver.send(FromWorker(worker, WorkerBeat(stale, 1, 0, 0, 0), (as_array("Q", ()),)))
     assert driver.to_worker(WorkerUnknown, worker) == []
     driver.now += 2.0
-    driver.send(FromWorker(worker, WorkerBeat(stale, 1, 0, 0, 0)))
+    driver.send(FromWorker(worker, WorkerBeat(stale, 1, 0, 0, 0), (as_array("Q", ()),)))
     assert driver.to_worker(WorkerUnknown, worker) == [WorkerUnknown(EPOCH)]
 
 

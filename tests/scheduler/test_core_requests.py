@@ -32,7 +32,7 @@ def test_a_request_is_admitted_granted_with_its_tokens_and_finished_once(driver:
     assert driver.to_gateway(Admitted) == [Admitted(handle, 0)]
     driver.tick(1.5)
     grant = next(a for a in driver.log if getattr(a, "message", None).__class__ is Grant)
-    assert lists(grant.arrays) == [[0, 1, 2], [7, 8]]
+    assert lists(grant.arrays) == [[0, 1, 2], [7, 8], []]
     (entry,) = grant.message.requests
     assert (entry.gateway, entry.request_id, entry.prompt_count, entry.generated_counts) == (
         GATEWAY,

@@ -68,7 +68,7 @@ def join_worker(scheduler: SchedulerProcess, model: ModelCard | None = None) -> 
 
 def submit(gateway: Peer, handle: int = 1, attempt: int = 0) -> None:
     message = Submit(f"r{handle}", handle, attempt, "m", (0,), (0,), Sampling(8, 1), 0, 60_000)
-    gateway.send(message, as_array("I", [1, 2, 3]), as_array("I", []))
+    gateway.send(message, as_array("I", [1, 2, 3]), as_array("I", []), as_array("Q", []))
 
 
 def test_peers_are_welcomed_with_the_epoch_and_the_intervals(scheduler: SchedulerProcess) -> None:
@@ -83,7 +83,7 @@ def test_a_request_goes_to_the_worker_and_its_tokens_come_back(scheduler: Schedu
     worker, welcome = join_worker(scheduler)
     submit(gateway, handle=7)
     assert gateway.wait(Admitted)[0] == Admitted(7, 0)
-    grant, (prompts, generated) = worker.wait(Grant)
+    grant, (prompts, generated, _) = worker.wait(Grant)
     assert (list(prompts), list(generated)) == ([1, 2, 3], [])
     (entry,) = grant.requests
     batch = TokenBatch()
@@ -177,7 +177,7 @@ def test_beats_keep_peers_known(scheduler: SchedulerProcess) -> None:
         gateway.wait(SchedulerBeat)
         worker.wait(SchedulerBeat)
         gateway.send(GatewayBeat(1))
-        worker.send(WorkerBeat(welcome.lease, 0, 0, 0, 4096))
+        worker.send(WorkerBeat(welcome.lease, 0, 0, 0, 4096), as_array("Q", []))
     submit(gateway)
     assert worker.wait(Grant)[0].requests[0].handle == 1
 

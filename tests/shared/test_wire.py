@@ -96,7 +96,7 @@ def test_deep_nesting_is_a_wire_error() -> None:
 
 def test_another_protocol_version_is_refused_with_both_versions() -> None:
     frame = encode(GatewayBeat(1))
-    with pytest.raises(WireError, match="peer speaks protocol version 9, this process 2: upgrade one"):
+    with pytest.raises(WireError, match="peer speaks protocol version 9, this process 3: upgrade one"):
         decoder([GatewayBeat])(frame[:2] + b"\x09" + frame[3:])
 
 
@@ -108,16 +108,16 @@ def test_a_message_of_another_link_is_refused() -> None:
 def test_a_cut_message_and_a_cut_array_are_refused() -> None:
     decode = decoder([Submit])
     submit = Submit("r", 1, 0, "m", (0,), (0,), messages.Sampling(1, 1), 0, 1)
-    frame = encode(submit, as_array("I", [1]), as_array("I", []))
+    frame = encode(submit, as_array("I", [1]), as_array("I", []), as_array("Q", []))
     assert decode(frame).message == submit
-    with pytest.raises(WireError, match="Submit is cut off after 15 bytes"):
-        decode(frame[:15])
+    with pytest.raises(WireError, match="Submit is cut off after 19 bytes"):
+        decode(frame[:19])
     with pytest.raises(WireError, match=f"announces {len(frame)} bytes, but {len(frame) - 1} came"):
         decode(frame[:-1])
     with pytest.raises(WireError, match=f"announces {len(frame)} bytes, but {len(frame) + 1} came"):
         decode(frame + b"x")
     with pytest.raises(WireError, match="3 bytes, not a multiple"):
-        decode(framed(Submit, b"\x90", b"abc", b""))
+        decode(framed(Submit, b"\x90", b"abc", b"", b""))
 
 
 def test_arrays_of_the_wrong_type_are_not_sent() -> None:

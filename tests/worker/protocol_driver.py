@@ -101,7 +101,7 @@ class Driver:
             queue_seconds=0.5,
         )
         flat = [token for tokens in outputs for token in tokens]
-        self.tell(Grant(lease, (request,)), as_array("I", prompt), as_array("I", flat))
+        self.tell(Grant(lease, (request,)), as_array("I", prompt), as_array("I", flat), as_array("Q", ()))
 
     def step(self, count: int = 1) -> None:
         """Run so many steps, as far as there is work."""

@@ -91,7 +91,12 @@ class SchedulerPeer:
             "queue_seconds": 0.25,
             **fields,
         }
-        self.send(Grant(lease, (GrantedRequest(**request),)), as_array("I", prompt), as_array("I", []))
+        self.send(
+            Grant(lease, (GrantedRequest(**request),)),
+            as_array("I", prompt),
+            as_array("I", []),
+            as_array("Q", []),
+        )
 
     def run_to_finish(self) -> tuple[list[int], WorkerFinished]:
         """Token ids of the one running choice, checked to come in order, and its end."""

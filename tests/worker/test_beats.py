@@ -2,9 +2,10 @@ import threading
 
 from sfllm.messages import WorkerBeat
 from sfllm_worker.beats import Beater
+from sfllm_worker.protocol_results import Outgoing
 
 TIMEOUT_SECONDS = 10
-BEAT = WorkerBeat(lease=1, step=0, running=1, waiting=0, free_kv_tokens=0)
+BEAT = Outgoing(WorkerBeat(lease=1, step=0, running=1, waiting=0, free_kv_tokens=0))
 
 
 def test_beats_go_on_while_a_step_runs_and_belong_to_the_loop_otherwise() -> None:
@@ -28,7 +29,7 @@ def test_beats_go_on_while_a_step_runs_and_belong_to_the_loop_otherwise() -> Non
 
 
 def test_without_a_lease_nothing_is_sent_during_a_step() -> None:
-    beats: list[WorkerBeat] = []
+    beats: list[Outgoing] = []
     beater = Beater(beats.append)
     with beater, beater.covering(None, due=0.0, interval=0.01):
         assert not threading.Event().wait(0.2)

@@ -75,7 +75,7 @@ def test_a_full_outbox_ends_the_lease_and_the_worker_joins_again(tmp_path: Path)
         sampling = Sampling(max_tokens=100, seed=0)
         request = GrantedRequest(b"g", "r", 1, 0, (0,), 1, (0,), sampling, 0.0)
         link.full = True
-        send(Grant(1, (request,)), as_array("I", [65]), as_array("I", []))
+        send(Grant(1, (request,)), as_array("I", [65]), as_array("I", []), as_array("Q", []))
         next_of(WorkerHello)
         send(WorkerWelcome(1, 2, 0.05, 30.0))
         beat = next_of(WorkerBeat)

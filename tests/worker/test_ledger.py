@@ -5,6 +5,7 @@ from sfllm.wire import as_array
 from sfllm_worker.ledger import HeldRequest, Ledger, RequestKey, split_grant
 
 KEY = RequestKey(b"g", 7)
+NO_NAMES = as_array("Q", ())
 
 
 def granted(
@@ -78,12 +79,14 @@ def test_a_request_is_forgotten_when_its_last_choice_ends() -> None:
 
 def test_a_grant_is_split_into_its_requests_tokens() -> None:
     requests = (granted(choices=(0, 1), counts=(2, 1)), granted())
-    (_, p1, g1), (_, p2, g2) = split_grant(requests, as_array("I", range(6)), as_array("I", [9, 8, 7]))
+    (_, p1, g1), (_, p2, g2) = split_grant(
+        requests, as_array("I", range(6)), as_array("I", [9, 8, 7]), NO_NAMES
+    )
     assert (p1, g1, p2, g2) == ([0, 1, 2], [[9, 8], [7]], [3, 4, 5], [[]])
 
 
 def test_a_grant_whose_counts_do_not_add_up_is_refused() -> None:
     with pytest.raises(ValueError, match="prompt counts"):
-        list(split_grant((granted(),), as_array("I", [1]), as_array("I", [])))
+        list(split_grant((granted(),), as_array("I", [1]), as_array("I", []), NO_NAMES))
     with pytest.raises(ValueError, match="output counts"):
-        list(split_grant((granted(),), as_array("I", [1, 2, 3]), as_array("I", [4])))
+        list(split_grant((granted(),), as_array("I", [1, 2, 3]), as_array("I", [4]), NO_NAMES))

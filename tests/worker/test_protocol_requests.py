@@ -88,10 +88,12 @@ def test_a_malformed_grant_is_survived() -> None:
     ):
         fields = [*good]
         fields[place] = value
-        driver.tell(Grant(LEASE, (GrantedRequest(*fields),)), as_array("I", [1]), as_array("I", []))
+        driver.tell(
+            Grant(LEASE, (GrantedRequest(*fields),)), as_array("I", [1]), as_array("I", []), as_array("Q", [])
+        )
     driver.tell(
         Grant(LEASE, (GrantedRequest(*good[:4], (0, 0), 1, (0, 0), *good[7:]),)),
-        *(as_array("I", [1]), as_array("I", [])),
+        *(as_array("I", [1]), as_array("I", []), as_array("Q", [])),
     )
     driver.grant(2)
     driver.run()

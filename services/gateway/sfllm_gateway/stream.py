@@ -30,6 +30,7 @@ from sfllm.messages import (
     Sampling,
     Submit,
 )
+from sfllm.prefixes import prefix_names
 from sfllm.token_batch import NO_LOGPROBS, Logprobs
 from sfllm.wire import Array
 from sfllm_gateway.journal import ChoiceJournal, PromptJournal
@@ -132,7 +133,9 @@ class Stream:
             suspects=self._suspects,
             crashes_alone=self._crashes_alone,
         )
-        return Outgoing(message, (memoryview(self.request.prompt), memoryview(so_far)))
+        prompt = memoryview(self.request.prompt)
+        names = prefix_names(prompt, self.request.cache_salt)
+        return Outgoing(message, (prompt, memoryview(so_far), names))
 
     def cancel(self, reason: str) -> Outgoing:
         """Ends the request on this side and everywhere behind it."""

@@ -6,9 +6,9 @@ from collections import Counter as CountOf
 
 import structlog
 
+from sfllm.bands import band_end
 from sfllm.metrics import REQUEST_LATENCY_BUCKETS, Metrics
 from sfllm_scheduler.core.events import Record
-from sfllm_scheduler.core.requests import band_end
 from sfllm_scheduler.core.state import State
 
 log = structlog.get_logger()

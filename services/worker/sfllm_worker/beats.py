@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from sfllm.messages import WorkerBeat
+from sfllm_worker.protocol_results import Outgoing
 
 CHECK_INTERVAL_SECONDS = 0.05
 STOP_TIMEOUT_SECONDS = 5.0
@@ -26,12 +26,12 @@ class Beater:
     nothing but the beat that it was given: what the worker holds does not change during a step.
     """
 
-    def __init__(self, send: Callable[[WorkerBeat], None]) -> None:
+    def __init__(self, send: Callable[[Outgoing], None]) -> None:
         self._send = send
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._in_step = threading.Event()
-        self._beat: WorkerBeat | None = None
+        self._beat: Outgoing | None = None
         self._interval = self._due = 0.0
         self._thread = threading.Thread(target=self._run, name="beater", daemon=True)
 
@@ -46,7 +46,7 @@ class Beater:
         self._thread.join(STOP_TIMEOUT_SECONDS)
 
     @contextlib.contextmanager
-    def covering(self, beat: WorkerBeat | None, due: float, interval: float) -> Iterator[None]:
+    def covering(self, beat: Outgoing | None, due: float, interval: float) -> Iterator[None]:
         """While inside, the thread sends `beat` at `due` and every `interval` seconds from then on.
 
         `due` is in monotonic seconds. Without a beat it sends nothing.

@@ -179,7 +179,7 @@ def _sequences(
 
 
 def split_grant(
-    requests: tuple[GrantedRequest, ...], prompts: Array, outputs: Array
+    requests: tuple[GrantedRequest, ...], prompts: Array, outputs: Array, prefixes: Array
 ) -> Iterator[tuple[GrantedRequest, list[int], list[list[int]]]]:
     """The requests of a grant with their slices of its arrays. Raises ValueError when those do not fit."""
     for request in requests:
@@ -188,6 +188,8 @@ def split_grant(
         raise ValueError("the grant's prompt counts do not add up")
     if sum(sum(r.generated_counts) for r in requests) != len(outputs):
         raise ValueError("the grant's output counts do not add up")
+    if sum(r.prefix_count for r in requests) != len(prefixes):
+        raise ValueError("the grant's counts of beginnings do not add up")
     prompt_at = output_at = 0
     for request in requests:
         prompt = prompts[prompt_at : prompt_at + request.prompt_count].tolist()
@@ -204,7 +206,7 @@ def _check(request: GrantedRequest) -> None:
     choices = request.choices
     if not choices or len(set(choices)) != len(choices) or len(choices) != len(request.generated_counts):
         raise ValueError(f"choices {choices} with {len(request.generated_counts)} output counts")
-    if min(request.prompt_count, *request.generated_counts) < 0:
+    if min(request.prompt_count, request.prefix_count, *request.generated_counts) < 0:
         raise ValueError("a count of tokens is negative")
     numbers = (request.attempt, *choices)
     if min(numbers) < 0 or max(numbers) >= 2**32 or not 0 <= request.handle < 2**64:

@@ -30,7 +30,7 @@ from sfllm.messages import (
     WorkerUnknown,
     WorkerWelcome,
 )
-from sfllm.wire import Array
+from sfllm.wire import Array, as_array
 from sfllm_worker.engine.interface import EngineInterface, StepResult
 from sfllm_worker.ledger import HeldRequest, Ledger, RequestKey, split_grant
 from sfllm_worker.protocol_checks import problem_of
@@ -136,7 +136,7 @@ class WorkerProtocol:
             self.next_beat = now + self._welcome.beat_seconds
             if self.draining:
                 self._send(WorkerDraining(self._welcome.lease))  # again: the first may be lost
-            self._send(self._beat(self._welcome.lease))
+            self._outgoing.append(self._beat(self._welcome.lease))
 
     def seconds_to_timer(self, now: float) -> float:
         """How long the caller may wait for messages before something is due."""
@@ -148,7 +148,7 @@ class WorkerProtocol:
             due.append(self._draining_until)
         return max(0.0, min(due) - now)
 
-    def beat(self) -> WorkerBeat | None:
+    def beat(self) -> Outgoing | None:
         """What to tell the scheduler while a step runs; None without a lease."""
         return None if self.lease is None else self._beat(self.lease)
 
@@ -221,9 +221,9 @@ class WorkerProtocol:
             self._outgoing = [ClearOutbox()]
             self._send(self._hello)
 
-    def _beat(self, lease: int) -> WorkerBeat:
+    def _beat(self, lease: int) -> Outgoing:
         engine = self._engine
-        return WorkerBeat(
+        beat = WorkerBeat(
             lease=lease,
             step=self._steps,
             running=engine.num_running,
@@ -231,6 +231,7 @@ class WorkerProtocol:
             free_kv_tokens=engine.free_kv_tokens,
             digest=self._ledger.digest,
         )
+        return Outgoing(beat, (as_array("Q", ()),))
 
     def _obey(
         self,

@@ -10,7 +10,6 @@ import time
 
 import structlog
 
-from sfllm.messages import WorkerBeat
 from sfllm.sockets import OutboxFullError
 from sfllm_worker.beats import Beater
 from sfllm_worker.engine.interface import EngineInterface
@@ -151,9 +150,9 @@ class WorkerService:
         if overflow is not None:
             raise OutboxFullError(overflow)
 
-    def _send_beat(self, beat: WorkerBeat) -> None:
+    def _send_beat(self, beat: Outgoing) -> None:
         """For the beater's thread, during a step."""
         try:
-            self._link.send(beat)
+            self._link.send(beat.message, beat.arrays)
         except OutboxFullError as error:
             self._overflow = str(error)

@@ -130,7 +130,7 @@ class Worker(Process):
         if not self.alive or not self._in_step or beat is None:
             return
         if not self.still and self._link is not None:
-            self._link.send(encoded(beat))
+            self._link.send(encoded(beat.message, beat.arrays))
         self.agenda.after(seconds, self._beat_on)
 
     def _end_step(self) -> None:

@@ -18,6 +18,7 @@ from sfllm.messages import (
     WorkerFinished,
     WorkerHeld,
     WorkerHello,
+    WorkerProgress,
     WorkerPromptLogprobs,
     WorkerReturned,
     WorkerTokens,
@@ -130,6 +131,8 @@ class SchedulerCore:
                 relay.finished(state, worker, message, now)
             case WorkerBeat():
                 reconcile.compare_worker(state, worker, message.digest)
+            case WorkerProgress():
+                pass
             case WorkerFault():
                 relay.fault(state, worker, message, now)
             case WorkerDraining():

@@ -7,6 +7,7 @@ from math import ceil
 
 from sfllm.errors import ErrorCode
 from sfllm.messages import Submit
+from sfllm.prefixes import CHUNK_TOKENS, MAX_PREFIXES
 from sfllm.wire import Array
 from sfllm_scheduler.core.drain_rate import LONGEST_RETRY_SECONDS
 from sfllm_scheduler.core.requests import Request
@@ -30,7 +31,7 @@ class RefusedError(Exception):
 
 def check_shape(message: Submit, arrays: Sequence[Array]) -> None:
     """Refuse what cannot be right, so that no later arithmetic has to doubt it. Raises `RefusedError`."""
-    prompt, generated = arrays
+    prompt, generated, prefixes = arrays
     choices, counts = message.choices, message.generated_counts
     sound = (
         len(prompt) > 0
@@ -39,10 +40,11 @@ def check_shape(message: Submit, arrays: Sequence[Array]) -> None:
         and all(0 <= choice < COUNT_LIMIT for choice in choices)
         and all(count >= 0 for count in counts)
         and sum(counts) == len(generated)
+        and len(prefixes) <= min(MAX_PREFIXES, len(prompt) // CHUNK_TOKENS)
         and 0 <= message.handle < HANDLE_LIMIT
         and 0 <= message.attempt < COUNT_LIMIT
         and message.sampling.max_tokens >= 1
-        and max(len(message.request_id), len(message.last_worker)) <= MAX_NAME_CHARACTERS
+        and max(len(message.request_id), len(message.last_worker), len(message.tenant)) <= MAX_NAME_CHARACTERS
     )
     if not sound:
         raise RefusedError(ErrorCode.INVALID_REQUEST, "the request contradicts itself (counts and arrays)")

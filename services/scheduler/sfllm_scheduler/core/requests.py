@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
+from sfllm.bands import band_of
 from sfllm.holdings import OpenChoice, fingerprint
 from sfllm.messages import Submit
 from sfllm.wire import Array, as_array
 
-BAND_RATIO = 1.5
-FIRST_BAND_TOKENS = 16
 RESERVED_OUTPUT_TOKENS = 256
 """Cache room set aside for the output of a choice; reserving all of `max_tokens` would leave
 most of the cache unused, since few requests use their whole allowance."""
-
-_BAND_ENDS = tuple(int(FIRST_BAND_TOKENS * BAND_RATIO**index) for index in range(40))
-
-
-def band_of(tokens: int) -> int:
-    """The length band of that many tokens: bands end at 16, 24, 36, 54, ... (a ratio of 1.5)."""
-    return bisect_left(_BAND_ENDS, tokens)
-
-
-def band_end(band: int) -> int:
-    """The most tokens that belong to a band; the last band has no end and gives the start instead."""
-    return _BAND_ENDS[min(band, len(_BAND_ENDS) - 1)]
 
 
 class Key(NamedTuple):
@@ -62,6 +48,7 @@ class Request:
         "key",
         "model",
         "open",
+        "prefixes",
         "prompt",
         "rank",
         "submit",
@@ -74,7 +61,7 @@ class Request:
     ) -> None:
         self.key = key
         self.submit = submit
-        self.prompt, self.generated = arrays
+        self.prompt, self.generated, self.prefixes = arrays
         self.model = model
         self.rank = rank
         self.submitted = now
@@ -147,6 +134,8 @@ class Request:
     def drop_arrays(self) -> None:
         """Free the token ids: they went to a worker, and a retry brings them again."""
         self.prompt = self.generated = _EMPTY
+        self.prefixes = _NO_NAMES
 
 
 _EMPTY = as_array("I", ())
+_NO_NAMES = as_array("Q", ())

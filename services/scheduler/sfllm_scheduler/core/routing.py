@@ -73,7 +73,7 @@ def _grant(state: State, model: Model, worker: Worker, cohort: list[Request], no
     model.waiting.grant(cohort, state.policy.max_overtakes)
     state.waiting_count -= len(cohort)
     state.drain_rate.add(len(cohort), now)
-    prompts, generated = array("I"), array("I")
+    prompts, generated, prefixes = array("I"), array("I"), array("Q")
     granted = []
     lengths = []
     for request in cohort:
@@ -81,10 +81,12 @@ def _grant(state: State, model: Model, worker: Worker, cohort: list[Request], no
         lengths.append(len(request.prompt))
         prompts.frombytes(request.prompt.cast("B"))
         generated.frombytes(request.generated.cast("B"))
+        prefixes.frombytes(request.prefixes.cast("B"))
         worker.hold(request, now)
         request.drop_arrays()
     message = Grant(worker.lease, tuple(granted))
-    state.emit(ToWorker(worker.peer, message, (memoryview(prompts), memoryview(generated))))
+    arrays = (memoryview(prompts), memoryview(generated), memoryview(prefixes))
+    state.emit(ToWorker(worker.peer, message, arrays))
     state.record(
         "granted",
         request_ids=", ".join(entry.request_id for entry in granted),
@@ -108,4 +110,5 @@ def _granted(request: Request, now: float) -> GrantedRequest:
         sampling=submit.sampling,
         queue_seconds=max(0.0, now - request.submitted),
         cache_salt=submit.cache_salt,
+        prefix_count=len(request.prefixes),
     )
