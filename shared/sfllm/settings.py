@@ -77,8 +77,12 @@ class SchedulerSettings(CommonSettings, frozen=True, kw_only=True):
         "tcp://127.0.0.1:5559"
     )
     policy: Annotated[
-        Literal["length", "fcfs"], Meta(description="how waiting requests are put into cohorts")
-    ] = "length"
+        Literal["auto", "length", "prefix", "fcfs"],
+        Meta(
+            description="order of waiting requests and choice of workers: length (short prompts first, "
+            "grouped, age wins), prefix (by arrival, to whoever has the beginning cached), auto (both), fcfs"
+        ),
+    ] = "auto"
     max_queue_requests: Annotated[int, Meta(ge=1, description="waiting requests before answering 429")] = 1024
     max_overtakes: Annotated[
         int, Meta(ge=0, description="times a waiting request may be passed by later ones")

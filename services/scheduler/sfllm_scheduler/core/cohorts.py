@@ -13,6 +13,9 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator
+from operator import attrgetter
+from sys import maxsize
+from typing import NamedTuple
 
 from sfllm_scheduler.core.requests import Rank, Request
 from sfllm_scheduler.core.waiting import PriorityClass, WaitingRequests
@@ -26,11 +29,22 @@ class Room:
     """What is left of one worker while a cohort is put together.
 
     `share` is the number of sequences after which the cohort is complete, so that a burst
-    spreads over workers. `avoid` skips requests that were last on this worker.
+    spreads over workers. `avoid` skips requests that were last on this worker. `prefill_tokens` is what
+    is left of its window of outstanding prefill, and `uncached(request)` what of a request its cache lacks.
     """
 
-    def __init__(self, worker: Worker, share: int, *, avoid: bool) -> None:
+    def __init__(
+        self,
+        worker: Worker,
+        share: int,
+        *,
+        avoid: bool,
+        prefill_tokens: int = maxsize,
+        uncached: Callable[[Request], int] = attrgetter("tokens"),
+    ) -> None:
         self.worker = worker
+        self.prefill_tokens = prefill_tokens
+        self.uncached = uncached
         self.slots = worker.free_slots
         self.kv_tokens = worker.free_kv_tokens
         self.step_tokens = worker.capacity.step_tokens
@@ -40,7 +54,7 @@ class Room:
     @property
     def complete(self) -> bool:
         """Whether nothing more goes in."""
-        return min(self.slots, self.kv_tokens, self._share) < 1
+        return min(self.slots, self.kv_tokens, self._share, self.prefill_tokens) < 1
 
     def fits(self, request: Request) -> bool:
         """Whether the request could be granted now."""
@@ -57,14 +71,32 @@ class Room:
         self.slots -= self.worker.slots_for(request)
         self._share -= request.slots
         self.kv_tokens -= self.worker.charge(request)
-        self.step_tokens -= request.tokens
+        uncached = self.uncached(request)
+        self.prefill_tokens -= min(uncached, self.worker.capacity.step_tokens)
+        self.step_tokens -= uncached
 
 
-Policy = Callable[[WaitingRequests, Room, int], list[Request]]
-"""`(waiting, room, max_overtakes) -> cohort`, empty when nothing that waits fits."""
+class Policy(NamedTuple):
+    """`anchor(waiting, now)` is the most urgent ordinary request.
+
+    `cohort(waiting, room, now, max_overtakes)` is what goes to that worker next, empty when nothing that
+    waits fits. `by_prefix`: workers are chosen by what they have cached. `shortest_first`: they are told
+    to compute short prompts beside long ones.
+    """
+
+    anchor: Callable[[WaitingRequests, float], Request | None]
+    cohort: Callable[[WaitingRequests, Room, float, int], list[Request]]
+    by_prefix: bool
+    shortest_first: bool
 
 
-def length(waiting: WaitingRequests, room: Room, max_overtakes: int) -> list[Request]:
+def oldest(waiting: WaitingRequests, _now: float) -> Request | None:
+    """The oldest request of the most urgent priority class."""
+    group = next(waiting.in_order(), None)
+    return group.by_age[0] if group is not None else None
+
+
+def length(waiting: WaitingRequests, room: Room, _now: float, max_overtakes: int) -> list[Request]:
     """Requests of the anchor's length band, then of its neighbours, nearest first.
 
     Like lengths in one prefill leave no short prompt stuck behind a long one.
@@ -79,7 +111,7 @@ def length(waiting: WaitingRequests, room: Room, max_overtakes: int) -> list[Req
     return cohort
 
 
-def fcfs(waiting: WaitingRequests, room: Room, _max_overtakes: int) -> list[Request]:
+def fcfs(waiting: WaitingRequests, room: Room, _now: float, _max_overtakes: int) -> list[Request]:
     """Requests in the order of arrival, whatever their length; nobody passes who could run here."""
     cohort: list[Request] = []
     for group in waiting.in_order():
@@ -88,7 +120,12 @@ def fcfs(waiting: WaitingRequests, room: Room, _max_overtakes: int) -> list[Requ
     return cohort
 
 
-POLICIES: dict[str, Policy] = {"length": length, "fcfs": fcfs}
+POLICIES = {
+    "fcfs": Policy(oldest, fcfs, by_prefix=False, shortest_first=False),
+    "length": Policy(oldest, length, by_prefix=False, shortest_first=True),
+    "prefix": Policy(oldest, fcfs, by_prefix=True, shortest_first=False),
+    "auto": Policy(oldest, length, by_prefix=True, shortest_first=True),
+}
 
 
 def _nearest_first(group: PriorityClass, anchor_band: int) -> Iterator[Request]:
@@ -111,7 +148,7 @@ def _fill(
                     return False  # it was passed often enough: it goes next, or nobody does
                 skipped += 1
                 break
-            if cohort and request.tokens > room.step_tokens:
+            if cohort and room.uncached(request) > room.step_tokens:
                 return False
             room.take(request)
             cohort.append(request)

@@ -34,7 +34,9 @@ class Rank(NamedTuple):
 class Request:
     """A live request: it waits (`worker` is None, the arrays are here) or runs (they are gone).
 
-    `tokens` counts what must be prefilled: the prompt and the tokens of earlier attempts.
+    `tokens` counts what must be prefilled: the prompt and the tokens of earlier attempts. `uncached` is
+    what of that the best worker of its model did not have in its cache when it came; `band` is the
+    length band of that.
     `submitted` is when this attempt came, `rank` when the first one did. Times are in seconds.
     `open` has the fingerprint of each choice that has not ended; `closed` says how many lists the
     gateway had been asked for when a choice ended, and `asked` when the request was admitted.
@@ -53,6 +55,7 @@ class Request:
         "rank",
         "submit",
         "submitted",
+        "uncached",
         "worker",
     )
 
@@ -65,13 +68,18 @@ class Request:
         self.model = model
         self.rank = rank
         self.submitted = now
-        self.band = band_of(self.tokens)
+        self.expect_uncached(self.tokens)
         self.worker: bytes | None = None
         self.asked = 0
         self.open = {
             choice: fingerprint(OpenChoice(*key, submit.attempt, choice)) for choice in submit.choices
         }
         self.closed: dict[int, int] = {}
+
+    def expect_uncached(self, tokens: int) -> None:
+        """Set how many tokens the best worker would have to compute. Only before it is in a queue."""
+        self.uncached = max(1, tokens)
+        self.band = band_of(self.uncached)
 
     @property
     def tokens(self) -> int:

@@ -62,7 +62,8 @@ def _grant_model(state: State, model: Model, now: float, *, avoid: bool) -> None
     while candidates and model.waiting.ordinary_count:
         worker = min(candidates, key=lambda worker: worker.load)
         share = -(-model.waiting.ordinary_count // len(candidates))
-        cohort = policy(model.waiting, Room(worker, share, avoid=avoid), state.policy.max_overtakes)
+        room = Room(worker, share, avoid=avoid)
+        cohort = policy.cohort(model.waiting, room, now, state.policy.max_overtakes)
         if cohort:
             _grant(state, model, worker, cohort, now)
         if not cohort or not worker.has_room:

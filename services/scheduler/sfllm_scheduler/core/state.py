@@ -34,7 +34,7 @@ MAX_RECENT = 8192
 class PolicyValues(msgspec.Struct, frozen=True, kw_only=True):
     """The values that govern decisions; `SchedulerSettings` explains each."""
 
-    policy: str = "length"
+    policy: str = "auto"
     max_queue_requests: int = 1024
     max_overtakes: int = 16
     worker_wait_seconds: float = 30.0
