@@ -19,22 +19,45 @@ def test_bands_grow_by_their_ratio_and_hold_every_length() -> None:
     assert band_of(10**9) == band_of(10**10)
 
 
-def test_requests_of_a_band_go_together_before_those_of_other_bands(driver: Driver) -> None:
-    worker = driver.worker(slots=3, step_tokens=4096)
-    long, short, long_too, short_too, long_three = (driver.submit(n) for n in (200, 10, 190, 12, 210))
-    driver.tick()
-    assert driver.grants(worker) == [[long, long_too, long_three]]
-    for handle in (long, long_too, long_three):
-        driver.finish(worker, handle)
-    driver.tick()
-    assert driver.grants(worker)[1] == [short, short_too]
+@pytest.mark.parametrize("policy", ["length", "auto"])
+def test_requests_of_a_band_go_together_and_short_ones_first(policy: str) -> None:
+    driver = Driver(policy=policy)
+    driver.gateway()
+    worker = driver.worker(slots=4, step_tokens=4096)
+    long, short, long_too, short_too, _ = (driver.submit(n) for n in (200, 10, 190, 12, 210))
+    driver.tick(0.1)
+    assert driver.grants(worker) == [[short, short_too], [long, long_too]]
 
 
-def test_a_cohort_widens_to_the_nearest_bands_while_slots_are_free(driver: Driver) -> None:
-    worker = driver.worker(slots=3, step_tokens=4096)
-    anchor, _far, near, same = (driver.submit(n) for n in (100, 900, 150, 101))
+def test_a_long_request_that_has_waited_for_long_goes_before_a_short_one(driver: Driver) -> None:
+    worker = driver.worker(slots=1, step_tokens=4096)
+    running = driver.submit()
     driver.tick()
-    assert driver.grants(worker) == [[anchor, same, near]]
+    long = driver.submit(1000)
+    driver.tick(2.0)
+    short = driver.submit(10)
+    driver.tick(0.1)
+    driver.finish(worker, running)
+    driver.tick()
+    assert driver.grants(worker)[1] == [long], "2.1 s for 1,064 tokens is more than 0.1 s for 74"
+    driver.finish(worker, long)
+    driver.tick()
+    assert driver.grants(worker)[2] == [short]
+
+
+def test_an_anchor_that_has_waited_takes_neighbouring_bands_with_it_the_nearest_first(driver: Driver) -> None:
+    worker = driver.worker(slots=3, step_tokens=4096)
+    running = driver.submit(10, choices=(0, 1, 2))
+    driver.tick()
+    anchor, far, near, same = (driver.submit(n) for n in (100, 900, 150, 101))
+    driver.tick(0.5)
+    for choice in range(3):
+        driver.finish(worker, running, choice)
+    driver.tick()
+    assert driver.grants(worker)[1] == [anchor, same, near]
+    driver.finish(worker, anchor)
+    driver.tick()
+    assert driver.grants(worker)[2] == [far]
 
 
 def test_a_cohort_ends_at_the_step_budget_and_the_next_one_follows(driver: Driver) -> None:
@@ -84,7 +107,7 @@ def test_lower_priorities_fill_what_higher_ones_leave(driver: Driver) -> None:
     worker = driver.worker(slots=3, step_tokens=4096)
     low, lower, high = driver.submit(10), driver.submit(10, priority=5), driver.submit(500, priority=-5)
     driver.tick()
-    assert driver.grants(worker) == [[high, low, lower]]
+    assert driver.grants(worker) == [[high], [low], [lower]]
 
 
 @pytest.mark.parametrize("bound", [0, 1, 3])
@@ -123,7 +146,7 @@ def test_requests_that_fit_pass_a_large_one_until_the_bound_and_then_wait_for_it
     for handle in (running, *small[:2]):
         driver.finish(worker, handle)
     driver.tick()
-    assert driver.grants(worker)[2] == [large, *small[2:]]
+    assert driver.grants(worker)[2:] == [[large], small[2:]]
 
 
 def test_a_burst_is_spread_over_workers(driver: Driver) -> None:
@@ -219,6 +242,7 @@ def test_a_request_behind_one_that_cannot_run_here_is_still_not_passed_too_often
     driver.worker("large", slots=1, kv_tokens=4000)
     small = driver.worker("small", slots=8, kv_tokens=600)
     driver.submit(1000)
+    driver.tick()
     running = driver.submit(300)
     driver.tick()
     driver.submit(1000)
@@ -229,4 +253,4 @@ def test_a_request_behind_one_that_cannot_run_here_is_still_not_passed_too_often
     for handle in (running, *others[:2]):
         driver.finish(small, handle)
     driver.tick()
-    assert driver.grants(small)[2] == [middle, *others[2:]]
+    assert driver.grants(small)[2:] == [[middle], others[2:]]

@@ -120,8 +120,7 @@ class Observer:
             self._running.labels(name).set(held)
             reasons["suspect"] += len(model.waiting.suspects)
             reasons["capacity" if model.serving else "no_worker"] += model.waiting.ordinary_count
-            for group in model.waiting.in_order():
-                bands.update({band: len(requests) for band, requests in group.bands.items()})
+            bands.update(model.waiting.by_band)
         for reason, count in reasons.items():
             self._reasons.labels(reason).set(count)
         self._seen_bands |= set(bands)

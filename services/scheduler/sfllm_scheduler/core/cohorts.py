@@ -1,28 +1,42 @@
 """Which waiting requests go to a worker together: small pure functions behind one signature.
 
-A policy looks at what waits for a model and at the room of one worker, and returns the
-cohort to grant, most urgent first. It changes nothing. Whatever the policy:
+A policy looks at what waits for a model and at the room of one worker, and returns the cohort to grant,
+most urgent first. It changes nothing. Whatever the policy:
 
-- higher priority goes first, and within a priority the oldest request is the anchor;
-- the cohort fits the worker's free slots and cache, and (but for the anchor) its step budget;
-- within a priority no request is passed by more than `max_overtakes` later ones on workers
-  that could run it. When that is used up, only the oldest may go next.
+- higher priority goes first;
+- the cohort fits the worker's free slots and cache, and (but for its first) its step budget and window;
+- within a priority class and tenant no request is passed by more than `max_overtakes` later ones on
+  workers that could run it. When that is used up, only the oldest may go next.
+
+A cohort need not fill the worker: who grants asks again, and the next cohort has an anchor of its own.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 from operator import attrgetter
 from sys import maxsize
 from typing import NamedTuple
 
-from sfllm_scheduler.core.requests import Rank, Request
+from sfllm_scheduler.core.lines import Line
+from sfllm_scheduler.core.passing import Passing
+from sfllm_scheduler.core.requests import Request
+from sfllm_scheduler.core.urgency import response_ratio
 from sfllm_scheduler.core.waiting import PriorityClass, WaitingRequests
 from sfllm_scheduler.core.workers import Worker
 
 LOOK_AHEAD = 64
-"""Requests of a band that are looked past when they do not fit, so that one decision stays cheap."""
+"""Requests that are looked past when they do not fit, so that one decision stays cheap."""
+
+BAND_LOOK_AHEAD = 8
+"""The same within one band: if so many do not fit, the others of like length hardly will."""
+
+WIDEN_SECONDS = 0.5
+"""For each so long that the anchor has waited, one more band on either side may join its cohort."""
+
+PRIORITIES_LOOKED_AT = 16
 
 
 class Room:
@@ -81,111 +95,157 @@ class Policy(NamedTuple):
 
     `cohort(waiting, room, now, max_overtakes)` is what goes to that worker next, empty when nothing that
     waits fits. `by_prefix`: workers are chosen by what they have cached. `shortest_first`: they are told
-    to compute short prompts beside long ones.
+    to compute short prompts beside long ones. `fair`: tenants are served in proportion to their weights.
     """
 
     anchor: Callable[[WaitingRequests, float], Request | None]
     cohort: Callable[[WaitingRequests, Room, float, int], list[Request]]
     by_prefix: bool
     shortest_first: bool
+    fair: bool = False
 
 
-def oldest(waiting: WaitingRequests, _now: float) -> Request | None:
-    """The oldest request of the most urgent priority class."""
-    group = next(waiting.in_order(), None)
-    return group.by_age[0] if group is not None else None
+def oldest(group: PriorityClass, _now: float) -> Request | None:
+    """The request that came first, of tenants that are not ahead of others."""
+    return next(group.by_age(), None)
 
 
-def length(waiting: WaitingRequests, room: Room, _now: float, max_overtakes: int) -> list[Request]:
-    """Requests of the anchor's length band, then of its neighbours, nearest first.
-
-    Like lengths in one prefill leave no short prompt stuck behind a long one.
-    """
-    cohort: list[Request] = []
-    anchor_band: int | None = None
-    for group in waiting.in_order():
-        if anchor_band is None:
-            anchor_band = group.by_age[0].band
-        if not _fill(cohort, group, _nearest_first(group, anchor_band), room, max_overtakes):
-            break
-    return cohort
+def most_pressing(group: PriorityClass, now: float) -> Request | None:
+    """The band head with the highest response ratio, or its line's oldest if that was passed too often."""
+    heads = group.heads.heads()
+    if not heads:
+        return None
+    head = max(heads, key=lambda request: (response_ratio(request, now), -request.uncached))
+    line = group.line_of(head)
+    return line.oldest if line.spent else head
 
 
 def fcfs(waiting: WaitingRequests, room: Room, _now: float, _max_overtakes: int) -> list[Request]:
     """Requests in the order of arrival, whatever their length; nobody passes who could run here."""
-    cohort: list[Request] = []
-    for group in waiting.in_order():
-        if not _fill(cohort, group, iter(group.by_age), room, max_overtakes=0):
+    cohort = _Cohort(room, 0, local=False)
+    for group in islice(waiting.in_order(), PRIORITIES_LOOKED_AT):
+        cohort.fill(group, group.by_age(), LOOK_AHEAD)
+        if cohort.complete:
             break
-    return cohort
+    return cohort.members
 
+
+def by_arrival(waiting: WaitingRequests, room: Room, now: float, max_overtakes: int) -> list[Request]:
+    """Requests in the order of arrival, but for those that another worker has more of in its cache."""
+    cohort = _Cohort(room, max_overtakes, local=True)
+    for group in islice(waiting.in_order(), PRIORITIES_LOOKED_AT):
+        cohort.fill(group, group.urgent(now), BAND_LOOK_AHEAD)
+        cohort.fill(group, group.by_age(), LOOK_AHEAD)
+        if cohort.members:
+            break
+    return cohort.members
+
+
+def by_length(
+    waiting: WaitingRequests, room: Room, now: float, max_overtakes: int, *, local: bool
+) -> list[Request]:
+    """What is urgent, the most pressing request, its length band, and neighbouring bands as it ages.
+
+    Like lengths in one prefill leave no short prompt stuck behind a long one. All other bands, and then
+    tenants that are ahead of others, are looked through only if nothing else fits. `local` leaves out
+    members that another worker has more of in its cache.
+    """
+    cohort = _Cohort(room, max_overtakes, local=local)
+    for group in islice(waiting.in_order(), PRIORITIES_LOOKED_AT):
+        cohort.fill(group, group.urgent(now), BAND_LOOK_AHEAD)
+        anchor = most_pressing(group, now)
+        if anchor is not None:
+            cohort.fill(group, iter((anchor,)), BAND_LOOK_AHEAD)
+            reach = (now - anchor.rank.arrival) / WIDEN_SECONDS
+            for band in _nearest_first(group, anchor.band):
+                if cohort.complete or (cohort.members and abs(band - anchor.band) > reach):
+                    break
+                cohort.fill(group, group.in_band(band), BAND_LOOK_AHEAD)
+        if not cohort.members:
+            cohort.fill(group, group.in_parked_lines(), LOOK_AHEAD)
+        if cohort.members:
+            break
+    return cohort.members
+
+
+def _nearest_first(group: PriorityClass, anchor_band: int) -> list[int]:
+    return sorted(group.heads.bands(), key=lambda band: (abs(band - anchor_band), band))
+
+
+def _first(
+    choose: Callable[[PriorityClass, float], Request | None], *, urgent: bool
+) -> Callable[[WaitingRequests, float], Request | None]:
+    """The anchor of a whole queue: its first class's most urgent request, or else the one that is chosen."""
+
+    def anchor(waiting: WaitingRequests, now: float) -> Request | None:
+        group = next(waiting.in_order(), None)
+        if group is None:
+            return None
+        first = next(group.urgent(now), None) if urgent else None
+        return first or choose(group, now)
+
+    return anchor
+
+
+_BY_LENGTH = _first(most_pressing, urgent=True)
 
 POLICIES = {
-    "fcfs": Policy(oldest, fcfs, by_prefix=False, shortest_first=False),
-    "length": Policy(oldest, length, by_prefix=False, shortest_first=True),
-    "prefix": Policy(oldest, fcfs, by_prefix=True, shortest_first=False),
-    "auto": Policy(oldest, length, by_prefix=True, shortest_first=True),
+    "fcfs": Policy(_first(oldest, urgent=False), fcfs, by_prefix=False, shortest_first=False),
+    "length": Policy(_BY_LENGTH, partial(by_length, local=False), by_prefix=False, shortest_first=True),
+    "prefix": Policy(_first(oldest, urgent=True), by_arrival, by_prefix=True, shortest_first=False),
+    "auto": Policy(
+        _BY_LENGTH, partial(by_length, local=True), by_prefix=True, shortest_first=True, fair=True
+    ),
 }
 
 
-def _nearest_first(group: PriorityClass, anchor_band: int) -> Iterator[Request]:
-    """Candidates of a priority class: by distance from the anchor's band, then by age."""
-    for band in sorted(group.bands, key=lambda band: (abs(band - anchor_band), band)):
-        yield from group.bands[band]
+class _Cohort:
+    """A cohort while it is put together. `local`: no other worker may have more of its later members."""
 
-
-def _fill(
-    cohort: list[Request], group: PriorityClass, candidates: Iterator[Request], room: Room, max_overtakes: int
-) -> bool:
-    """Add requests of one priority class to the cohort; False when the cohort is complete."""
-    passing = _Passing(group, room.worker, max_overtakes)
-    skipped = 0
-    for wanted in candidates:
-        while wanted.rank not in passing.chosen:
-            request = passing.next(wanted)
-            if not room.fits(request):
-                if request is not wanted:
-                    return False  # it was passed often enough: it goes next, or nobody does
-                skipped += 1
-                break
-            if cohort and room.uncached(request) > room.step_tokens:
-                return False
-            room.take(request)
-            cohort.append(request)
-            passing.choose(request)
-            if room.complete:
-                return False
-        if skipped > LOOK_AHEAD:
-            break
-    return True
-
-
-class _Passing:
-    """Counts who passes whom while a cohort takes members of one priority class out of order."""
-
-    def __init__(self, group: PriorityClass, worker: Worker, max_overtakes: int) -> None:
-        self._group = group
-        self._worker = worker
+    def __init__(self, room: Room, max_overtakes: int, *, local: bool) -> None:
+        self.members: list[Request] = []
+        self.complete = room.complete
+        self._room = room
         self._max_overtakes = max_overtakes
-        self._oldest = 0
-        self._ranks: list[Rank] = []
-        self.chosen: set[Rank] = set()
+        self._local = local
+        self._chosen: set[Request] = set()
+        self._passing: dict[Line, Passing] = {}
 
-    def next(self, wanted: Request) -> Request:
-        """`wanted`, or the oldest request that could run here when that may not be passed again."""
-        if not self._worker.can_ever_run(wanted):
-            return wanted
-        by_age = self._group.by_age
-        while by_age[self._oldest].rank in self.chosen or not self._worker.can_ever_run(by_age[self._oldest]):
-            self._oldest += 1
-        oldest = by_age[self._oldest]
-        if wanted is oldest:
-            return wanted
-        younger = len(self._ranks) - bisect_right(self._ranks, oldest.rank)
-        passed = self._group.overtaking(oldest.rank) + younger
-        return wanted if passed < self._max_overtakes else oldest
+    def fill(self, group: PriorityClass, candidates: Iterator[Request], look_ahead: int) -> None:
+        """Add requests of one priority class while they fit."""
+        skipped = 0
+        for wanted in () if self.complete else candidates:
+            if wanted in self._chosen:
+                continue
+            passing = self._passing_in(group.line_of(wanted))
+            if not self._add(wanted, passing):
+                skipped += 1
+            if self.complete or skipped > look_ahead:
+                return
 
-    def choose(self, request: Request) -> None:
-        """`request` joins the cohort."""
-        self.chosen.add(request.rank)
-        insort(self._ranks, request.rank)
+    def _passing_in(self, line: Line) -> Passing:
+        if line not in self._passing:
+            self._passing[line] = Passing(line, self._room.worker, self._max_overtakes)
+        return self._passing[line]
+
+    def _add(self, wanted: Request, passing: Passing) -> bool:
+        """Take a request in, and before it those of its line that may not be passed again."""
+        while wanted not in self._chosen and not self.complete:
+            request = passing.next(wanted)
+            if not self._room.fits(request):
+                return False
+            if self.members and not self._joins(request):
+                return False
+            self._room.take(request)
+            self.members.append(request)
+            self._chosen.add(request)
+            passing.choose(request)
+            self.complete = self._room.complete or self._room.step_tokens < 1
+        return True
+
+    def _joins(self, request: Request) -> bool:
+        uncached = self._room.uncached(request)
+        if uncached > self._room.step_tokens:
+            self.complete = True
+            return False
+        return not self._local or uncached <= request.uncached

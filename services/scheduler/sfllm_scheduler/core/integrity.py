@@ -10,6 +10,7 @@ from sfllm.holdings import OpenChoice, digest
 from sfllm_scheduler.core.requests import Request
 from sfllm_scheduler.core.state import Model, State
 from sfllm_scheduler.core.suspects import group_cap
+from sfllm_scheduler.core.waiting_check import check_waiting
 from sfllm_scheduler.core.workers import HoldKey, InvariantError, Worker
 
 
@@ -68,18 +69,7 @@ def _digest(requests: Iterable[Request]) -> int:
 def _check_model(model: Model) -> None:
     name = model.card.name
     _require((model.workerless_since is None) == bool(model.serving), f"{name}: workerless or not?")
-    total = 0
-    for group in model.waiting.in_order():
-        _require(bool(group.by_age), f"{name}: an empty priority class")
-        ranks = [request.rank for request in group.by_age]
-        _require(ranks == sorted(set(ranks)), f"{name}: ages out of order")
-        banded = sorted(request.rank for band in group.bands.values() for request in band)
-        _require(banded == ranks, f"{name}: bands and ages differ")
-        total += len(ranks)
-    total += len(model.waiting.suspects)
-    urgency = [(request.priority, request.rank) for request in model.waiting.suspects]
-    _require(urgency == sorted(set(urgency)), f"{name}: suspects out of order")
-    _require(total == len(model.waiting), f"{name}: the queue's count is wrong")
+    check_waiting(name, model.waiting)
 
 
 def _require(condition: bool, text: str) -> None:

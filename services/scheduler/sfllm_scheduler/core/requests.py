@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import NamedTuple
 
 import msgspec
@@ -12,9 +13,17 @@ from sfllm.holdings import OpenChoice, fingerprint
 from sfllm.messages import Submit
 from sfllm.wire import Array, as_array
 
-RESERVED_OUTPUT_TOKENS = 256
-"""Cache room set aside for the output of a choice; reserving all of `max_tokens` would leave
-most of the cache unused, since few requests use their whole allowance."""
+
+class OutputLength(NamedTuple):
+    """What is expected of the output of a choice, in tokens: its mean, and how much cache to set aside."""
+
+    mean: float
+    reserve: int
+
+
+UNKNOWN_OUTPUT = OutputLength(128.0, 256)
+"""Expected before anything is known. Reserving all of `max_tokens` would leave most of the cache unused,
+since few requests use their whole allowance."""
 
 
 class Key(NamedTuple):
@@ -36,7 +45,9 @@ class Request:
 
     `tokens` counts what must be prefilled: the prompt and the tokens of earlier attempts. `uncached` is
     what of that the best worker of its model did not have in its cache when it came; `band` is the
-    length band of that.
+    length band of that, `prompt_band` that of its prompt and `size_band` that of its longest choice then.
+    `output` is what is expected of each choice, `latest_start` when it must go to a worker to be ready in
+    time, and `charged` what its tenant has been charged for it.
     `submitted` is when this attempt came, `rank` when the first one did. Times are in seconds.
     `open` has the fingerprint of each choice that has not ended; `closed` says how many lists the
     gateway had been asked for when a choice ended, and `asked` when the request was admitted.
@@ -45,14 +56,19 @@ class Request:
     __slots__ = (
         "asked",
         "band",
+        "charged",
         "closed",
         "generated",
         "key",
+        "latest_start",
         "model",
         "open",
+        "output",
         "prefixes",
         "prompt",
+        "prompt_band",
         "rank",
+        "size_band",
         "submit",
         "submitted",
         "uncached",
@@ -69,6 +85,11 @@ class Request:
         self.rank = rank
         self.submitted = now
         self.expect_uncached(self.tokens)
+        self.prompt_band = band_of(len(self.prompt))
+        self.size_band = band_of(self.longest)
+        self.output = UNKNOWN_OUTPUT
+        self.latest_start = inf
+        self.charged = 0.0
         self.worker: bytes | None = None
         self.asked = 0
         self.open = {
@@ -115,10 +136,19 @@ class Request:
     def kv_tokens(self) -> int:
         """Cache to set aside for it."""
         limit = self.submit.sampling.max_tokens
-        reserved = (
-            max(1, min(limit - count, RESERVED_OUTPUT_TOKENS)) for count in self.submit.generated_counts
+        reserve = self.output.reserve
+        return self.tokens + sum(
+            max(1, min(limit - count, reserve)) for count in self.submit.generated_counts
         )
-        return self.tokens + sum(reserved)
+
+    @property
+    def expected_output(self) -> float:
+        """Tokens that its choices will probably generate, together.
+
+        Lengths count as memoryless: those that a lost attempt has do not make the rest shorter.
+        """
+        limit, mean = self.submit.sampling.max_tokens, self.output.mean
+        return sum(max(1.0, min(limit - count, mean)) for count in self.submit.generated_counts)
 
     @property
     def longest(self) -> int:

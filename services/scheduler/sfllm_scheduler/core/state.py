@@ -20,6 +20,7 @@ import msgspec
 from sfllm.messages import ALL_CHOICES, Message, ModelCard, Models, ModelState, WorkerCancel
 from sfllm.wire import Array
 from sfllm_scheduler.core.backlog import Backlog
+from sfllm_scheduler.core.cohorts import POLICIES
 from sfllm_scheduler.core.drain_rate import DrainRate
 from sfllm_scheduler.core.events import Action, Field, Happening, Record, ToGateway, ToWorker
 from sfllm_scheduler.core.expiry import Deadlines
@@ -37,6 +38,7 @@ class PolicyValues(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "auto"
     max_queue_requests: int = 1024
     max_overtakes: int = 16
+    tenant_weights: tuple[tuple[str, float], ...] = ()
     worker_wait_seconds: float = 30.0
     beat_seconds: float = 2.0
     lease_seconds: float = 6.0
@@ -66,11 +68,11 @@ class Model:
     `may_grant` says that something changed since the last look for grants.
     """
 
-    def __init__(self, card: ModelCard, now: float) -> None:
+    def __init__(self, card: ModelCard, policy: PolicyValues, now: float) -> None:
         self.card = card
         self.expected = False
         self.assets_ready = not card.assets
-        self.waiting = WaitingRequests()
+        self.waiting = WaitingRequests(fair=POLICIES[policy.policy].fair, weights=dict(policy.tenant_weights))
         self.backlog = Backlog()
         self.workers: dict[bytes, Worker] = {}
         self.workerless_since: float | None = now
@@ -147,7 +149,7 @@ class State:
             if name is None:
                 return None
             del self.models[name]
-        model = self.models[card.name] = Model(card, now)
+        model = self.models[card.name] = Model(card, self.policy, now)
         return model
 
     def enqueue(self, request: Request) -> None:

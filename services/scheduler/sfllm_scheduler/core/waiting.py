@@ -1,74 +1,184 @@
-"""Requests that wait for a worker of one model, ordered by priority, age and length band; suspects apart.
+"""Requests that wait for a worker of one model: by priority, then tenant, then length; suspects apart.
 
-Lists sorted by age serve better than heaps here: any request can leave at any time (a
-cancel, a deadline) and a retried one comes back in its old place; bisection finds both,
-and nothing stale is left behind.
+Adding a request, finding the next one and removing any cost the logarithm of their number and a pass over
+the length bands, of which there are at most some forty.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from heapq import heappop, heappush
+from itertools import islice
 from operator import attrgetter
-from typing import Any
 
+from sortedcontainers import SortedKeyList, SortedList
+
+from sfllm_scheduler.core.banded import Banded
+from sfllm_scheduler.core.lines import Line
 from sfllm_scheduler.core.requests import Key, Rank, Request
+from sfllm_scheduler.core.tenants import FAIRNESS_TOKENS, OUTPUT_WEIGHT, Tenants
+from sfllm_scheduler.core.urgency import Pressed
 
-_rank = attrgetter("rank")
-_urgency = attrgetter("priority", "rank")
+COUNTED_PRIORITIES = 64
+"""Priorities that are looked through to say how many requests go first; clients choose them freely."""
 
 
 class PriorityClass:
-    """Waiting requests of one priority.
+    """Waiting requests of one priority: a line for each tenant.
 
-    `by_age` holds all of them, oldest first, and `bands` the same by length band.
-    `overtakers` are the ranks, sorted, of granted requests that are later than the oldest
-    one waiting. Its length bounds how often anyone was overtaken: whoever passed a younger
-    request has passed every older one too.
+    The heads of the lines' bands lie together in `heads`, but for tenants that are too far ahead of the
+    least served one: their lines are parked until the others have caught up.
     """
 
-    def __init__(self) -> None:
-        self.by_age: list[Request] = []
-        self.bands: dict[int, list[Request]] = {}
-        self.overtakers: list[Rank] = []
+    def __init__(self, tenants: Tenants, tenant_of: Callable[[Request], str]) -> None:
+        self._tenants = tenants
+        self._tenant_of = tenant_of
+        self.lines: dict[str, Line] = {}
+        self.heads = Banded(attrgetter("band"))
+        self.parked: SortedList[tuple[float, str]] = SortedList()
+        self._by_served: SortedList[tuple[float, str]] = SortedList()
+        self._pressed = Pressed()
+        self.count = 0
 
     def add(self, request: Request) -> None:
-        """Put a request in its place."""
-        insort(self.by_age, request, key=_rank)
-        insort(self.bands.setdefault(request.band, []), request, key=_rank)
+        """Put a request at its place in the line of its tenant."""
+        tenant = self._tenant_of(request)
+        line = self.lines.get(tenant)
+        if line is None:
+            line = self._open_line(tenant)
+        before = line.by_uncached.first(request.band)
+        line.add(request)
+        if not line.parked:
+            self._replace_head(before, line.by_uncached.first(request.band))
+        self._pressed.add(request)
+        self.count += 1
 
     def remove(self, request: Request) -> None:
         """Take a request out."""
-        _remove(self.by_age, request, _rank)
-        band = self.bands[request.band]
-        _remove(band, request, _rank)
-        if not band:
-            del self.bands[request.band]
+        line = self.line_of(request)
+        before = line.by_uncached.first(request.band)
+        line.remove(request)
+        if not line.parked:
+            self._replace_head(before, line.by_uncached.first(request.band))
+        self._pressed.discard(request)
+        self.count -= 1
+        if not line.count:
+            self._close_line(line)
 
-    def overtaking(self, oldest: Rank) -> int:
-        """How many granted requests are later than `oldest`."""
-        return len(self.overtakers) - bisect_right(self.overtakers, oldest)
+    def review(self, tenant: str) -> None:
+        """What a tenant was served has changed: give its line its new place."""
+        line = self.lines.get(tenant)
+        if line is not None:
+            self._by_served.remove((line.served, tenant))
+            if line.parked:
+                self._unpark(line)
+            line.served = self._tenants.served(tenant)
+            self._by_served.add((line.served, tenant))
+            if line.served > self._limit:
+                self._park(line)
+        self._unpark_those_in_reach()
 
-    def note_granted(self, ranks: list[Rank], count_up_to: int) -> None:
-        """Remember who passed others, after the granted ones were removed.
+    def forget_overtakers(self, tenant: str) -> None:
+        """A request of that tenant has left, which may have been the oldest."""
+        if tenant in self.lines:
+            self.lines[tenant].forget_older()
 
-        Counts above `count_up_to` make no difference; keeping the latest ranks keeps those below exact.
-        """
-        for rank in ranks:
-            insort(self.overtakers, rank)
-        if self.by_age:
-            del self.overtakers[: bisect_right(self.overtakers, self.by_age[0].rank)]
-        del self.overtakers[: max(0, len(self.overtakers) - count_up_to)]
+    def line_of(self, request: Request) -> Line:
+        """The line in which a waiting request stands."""
+        return self.lines[self._tenant_of(request)]
+
+    def in_band(self, band: int) -> Iterator[Request]:
+        """The requests of a band, oldest first; parked lines are left out."""
+        following: list[tuple[Rank, Request, Iterator[Request]]] = []
+        for head in self.heads.members(band):
+            while following and following[0][0] < head.rank:
+                yield from _next_of(following)
+            members = self.line_of(head).by_uncached.members(band)
+            next(members)
+            yield head
+            _follow(following, members)
+        while following:
+            yield from _next_of(following)
+
+    def by_age(self) -> Iterator[Request]:
+        """All requests that are not parked, oldest first."""
+        lines = [line for line in self.lines.values() if not line.parked]
+        following: list[tuple[Rank, Request, Iterator[Request]]] = []
+        for line in lines:
+            _follow(following, line.by_size.by_age())
+        while following:
+            yield from _next_of(following)
+
+    def in_parked_lines(self) -> Iterator[Request]:
+        """Requests of tenants that are ahead of others, the least served first."""
+        for _, tenant in self.parked:
+            yield from self.lines[tenant].by_size.by_age()
+
+    def urgent(self, now: float) -> Iterator[Request]:
+        """Requests that must start now to be in time, least slack first; parked lines are left out."""
+        return (request for request in self._pressed.urgent(now) if not self.line_of(request).parked)
+
+    @property
+    def _limit(self) -> float:
+        return self._by_served[0][0] + FAIRNESS_TOKENS
+
+    def _open_line(self, tenant: str) -> Line:
+        least = self._by_served[0][0] if self._by_served else None
+        line = self.lines[tenant] = Line(tenant, self._tenants.lift(tenant, least))
+        self._by_served.add((line.served, tenant))
+        if line.served > self._limit:
+            self._park(line)
+        return line
+
+    def _close_line(self, line: Line) -> None:
+        del self.lines[line.tenant]
+        self._by_served.remove((line.served, line.tenant))
+        if line.parked:
+            self.parked.remove((line.served, line.tenant))
+        self._unpark_those_in_reach()
+
+    def _park(self, line: Line) -> None:
+        line.parked = True
+        self.parked.add((line.served, line.tenant))
+        for head in line.by_uncached.heads():
+            self.heads.remove(head)
+
+    def _unpark(self, line: Line) -> None:
+        line.parked = False
+        self.parked.remove((line.served, line.tenant))
+        for head in line.by_uncached.heads():
+            self.heads.add(head)
+
+    def _unpark_those_in_reach(self) -> None:
+        while self.parked and self.parked[0][0] <= self._limit:
+            self._unpark(self.lines[self.parked[0][1]])
+
+    def _replace_head(self, before: Request | None, after: Request | None) -> None:
+        if before is not after:
+            if before is not None:
+                self.heads.remove(before)
+            if after is not None:
+                self.heads.add(after)
 
 
 class WaitingRequests:
-    """Everything that waits for one model. The `suspects` among it are in no class, the most urgent first."""
+    """Everything that waits for one model. The `suspects` among it are in no class, the most urgent first.
 
-    def __init__(self) -> None:
+    `fair` keeps a line for each tenant; otherwise all stand in one. `weights` are the tenants' shares.
+    """
+
+    def __init__(self, *, fair: bool = False, weights: Mapping[str, float] | None = None) -> None:
         self.classes: dict[int, PriorityClass] = {}
+        self.tenants = Tenants(weights or {})
+        self.suspects: SortedKeyList[Request, tuple[int, Rank]] = SortedKeyList(
+            key=attrgetter("priority", "rank")
+        )
+        self.by_band: Counter[int] = Counter()
+        self._fair = fair
         self._priorities: list[int] = []
         self._by_submission: dict[Key, Request] = {}
-        self.suspects: list[Request] = []
 
     def __len__(self) -> int:
         return len(self._by_submission)
@@ -82,47 +192,60 @@ class WaitingRequests:
         return len(self._by_submission) - len(self.suspects)
 
     def before(self, priority: int) -> int:
-        """How many of them a new request of that priority would wait for."""
-        urgent = (group for number, group in self.classes.items() if number <= priority)
-        return len(self.suspects) + sum(len(group.by_age) for group in urgent)
+        """How many of them, at least, a new request of that priority would wait for."""
+        classes = min(bisect_right(self._priorities, priority), COUNTED_PRIORITIES)
+        urgent = islice(self._priorities, classes)
+        return len(self.suspects) + sum(self.classes[number].count for number in urgent)
 
     def add(self, request: Request) -> None:
         """Put a request into the queue."""
         self._by_submission[request.key] = request
         if request.suspects:
-            insort(self.suspects, request, key=_urgency)
+            self.suspects.add(request)
             return
+        self.by_band[request.band] += 1
         if request.priority not in self.classes:
-            self.classes[request.priority] = PriorityClass()
+            self.classes[request.priority] = PriorityClass(self.tenants, self._tenant_of)
             insort(self._priorities, request.priority)
         self.classes[request.priority].add(request)
 
     def remove(self, request: Request) -> None:
         """Take a request out: it was cancelled, expired or rejected."""
-        del self._by_submission[request.key]
-        if request.suspects:
-            _remove(self.suspects, request, _urgency)
-            return
-        self.classes[request.priority].remove(request)
-        self._drop_if_empty(request.priority)
+        self._take_out(request)
+        group = self.classes.get(request.priority)
+        if group is not None and not request.suspects:
+            self._drop_if_empty(request.priority)
+            group.forget_overtakers(self._tenant_of(request))
 
     def grant(self, cohort: list[Request], max_overtakes: int) -> None:
-        """Take a cohort, or a group of suspects, out and remember whom its members overtook.
+        """Take a cohort, or a group of suspects, out; remember whom its members overtook, and charge them.
 
         Suspects neither overtake nor are overtaken: they go by other rules.
         """
-        if cohort[0].suspects:
-            for request in cohort:
-                self.remove(request)
-            return
-        ranks: dict[int, list[Rank]] = {}
+        passing: defaultdict[tuple[int, str], list[Rank]] = defaultdict(list)
         for request in cohort:
-            del self._by_submission[request.key]
-            self.classes[request.priority].remove(request)
-            ranks.setdefault(request.priority, []).append(request.rank)
-        for priority, granted in ranks.items():
-            self.classes[priority].note_granted(granted, max_overtakes)
+            tenant = self._tenant_of(request)
+            line = None if request.suspects else self.classes[request.priority].lines[tenant]
+            self._take_out(request)
+            self.tenants.charge(tenant, request)
+            if line is not None and line.count:
+                passing[request.priority, tenant].append(request.rank)
+        for (priority, tenant), ranks in passing.items():
+            group = self.classes[priority]
+            if tenant in group.lines:
+                group.lines[tenant].note_granted(ranks, max_overtakes)
+                group.review(tenant)
+        for priority in {request.priority for request in cohort if not request.suspects}:
             self._drop_if_empty(priority)
+
+    def settle(self, request: Request, output: float) -> None:
+        """Of a request that was granted a choice has ended, so many output tokens longer than expected."""
+        self._adjust(request, output * OUTPUT_WEIGHT)
+
+    def refund(self, request: Request) -> None:
+        """An attempt was lost: its tenant is charged when it is granted again."""
+        if request.charged:
+            self._adjust(request, -request.charged)
 
     def in_order(self) -> Iterator[PriorityClass]:
         """The priority classes of all but the suspects, most urgent first; none is empty."""
@@ -132,14 +255,41 @@ class WaitingRequests:
         """All requests, the one that was submitted longest ago first."""
         return iter(self._by_submission.values())
 
+    def _tenant_of(self, request: Request) -> str:
+        return request.submit.tenant if self._fair else ""
+
+    def _adjust(self, request: Request, tokens: float) -> None:
+        tenant = self._tenant_of(request)
+        self.tenants.adjust(tenant, request, tokens)
+        group = self.classes.get(request.priority)
+        if group is not None:
+            group.review(tenant)
+
+    def _take_out(self, request: Request) -> None:
+        del self._by_submission[request.key]
+        if request.suspects:
+            self.suspects.remove(request)
+            return
+        self.classes[request.priority].remove(request)
+        self.by_band[request.band] -= 1
+        if not self.by_band[request.band]:
+            del self.by_band[request.band]
+
     def _drop_if_empty(self, priority: int) -> None:
-        if not self.classes[priority].by_age:
+        if not self.classes[priority].count:
             del self.classes[priority]
             del self._priorities[bisect_left(self._priorities, priority)]
 
 
-def _remove(ordered: list[Request], request: Request, order: Callable[[Request], Any]) -> None:
-    index = bisect_left(ordered, order(request), key=order)
-    if index == len(ordered) or ordered[index] is not request:
-        raise KeyError(f"{request.key} does not wait here")
-    del ordered[index]
+def _follow(following: list[tuple[Rank, Request, Iterator[Request]]], members: Iterator[Request]) -> None:
+    """Put the next of a line among those that the other lines have next."""
+    request = next(members, None)
+    if request is not None:
+        heappush(following, (request.rank, request, members))
+
+
+def _next_of(following: list[tuple[Rank, Request, Iterator[Request]]]) -> Iterator[Request]:
+    """The oldest of what the lines have next; the one behind it takes its place."""
+    _, request, members = heappop(following)
+    yield request
+    _follow(following, members)

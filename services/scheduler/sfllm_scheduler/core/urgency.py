@@ -1,0 +1,74 @@
+"""Which request is most pressing: by response ratio, and by deadlines whose slack is nearly gone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heapify, heappop, heappush
+from operator import attrgetter
+
+from sortedcontainers import SortedKeyList
+
+from sfllm_scheduler.core.requests import Rank, Request
+
+REQUEST_COST_TOKENS = 64
+"""What a request costs besides its prompt, in prompt tokens: places in steps."""
+
+NEARLY_GONE_SECONDS = 2.0
+"""Slack below which a request goes first: some steps of a loaded worker, after which it would be too late."""
+
+SLACK_ENTRIES = 64
+
+
+def response_ratio(request: Request, now: float) -> float:
+    """How long it has waited for each token of prompt that it needs computed.
+
+    Highest response ratio next (Brinch Hansen 1971): short prompts go first, but waiting always wins in
+    the end. (The ratio proper is 1 more, which changes no order.)
+    """
+    return (now - request.rank.arrival) / (request.uncached + REQUEST_COST_TOKENS)
+
+
+class Pressed:
+    """Requests by the time at which they must start to meet their deadline, earliest first.
+
+    Most requests start long before that. They lie in a heap, from which those whose slack is nearly gone are
+    moved to a sorted list. One that can no longer make it leaves that list: it would push others aside for
+    nothing, and waits on by its other merits.
+    """
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Request]] = []
+        self._added = 0
+        self._members: set[Request] = set()
+        self._urgent: SortedKeyList[Request, tuple[float, Rank]] = SortedKeyList(
+            key=attrgetter("latest_start", "rank")
+        )
+
+    @property
+    def stored(self) -> int:
+        """Entries in memory, those of requests that have left included."""
+        return len(self._heap) + len(self._urgent)
+
+    def add(self, request: Request) -> None:
+        """A request waits."""
+        self._members.add(request)
+        self._added += 1
+        heappush(self._heap, (request.latest_start, self._added, request))
+
+    def discard(self, request: Request) -> None:
+        """A request does not wait any more."""
+        self._members.discard(request)
+        self._urgent.discard(request)
+        if len(self._heap) > 2 * len(self._members) + SLACK_ENTRIES:
+            self._heap = [entry for entry in self._heap if entry[2] in self._members]
+            heapify(self._heap)
+
+    def urgent(self, now: float) -> Iterator[Request]:
+        """Those whose slack is nearly gone, least slack first."""
+        while self._heap and self._heap[0][0] <= now + NEARLY_GONE_SECONDS:
+            request = heappop(self._heap)[2]
+            if request in self._members:
+                self._urgent.add(request)
+        while self._urgent and self._urgent[0].latest_start < now:
+            self._urgent.pop(0)
+        return iter(self._urgent)

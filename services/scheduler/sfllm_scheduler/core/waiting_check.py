@@ -1,0 +1,57 @@
+"""The invariants of a model's queue, checked by looking at everything in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from sfllm_scheduler.core.banded import Banded
+from sfllm_scheduler.core.lines import Line
+from sfllm_scheduler.core.requests import Rank
+from sfllm_scheduler.core.waiting import PriorityClass, WaitingRequests
+from sfllm_scheduler.core.workers import InvariantError
+
+
+def check_waiting(name: str, waiting: WaitingRequests) -> None:
+    """Raise `InvariantError` for the first contradiction in the queue of the model of that name."""
+    total = len(waiting.suspects)
+    bands: Counter[int] = Counter()
+    for group in waiting.in_order():
+        _require(group.count > 0, f"{name}: an empty priority class")
+        for tenant, line in group.lines.items():
+            _require(line.tenant == tenant and line.count > 0, f"{name}: the line of {tenant!r} is empty")
+            _check_line(f"{name}, {tenant!r}", line)
+            bands.update(request.band for request in line.by_size.by_age())
+        _require(group.count == sum(line.count for line in group.lines.values()), f"{name}: a class's count")
+        _check_order_of_tenants(name, group)
+        total += group.count
+    urgency = [(request.priority, request.rank) for request in waiting.suspects]
+    _require(urgency == sorted(set(urgency)), f"{name}: suspects out of order")
+    _require(total == len(waiting), f"{name}: the queue's count is wrong")
+    _require(bands == waiting.by_band, f"{name}: the counts of bands are wrong")
+
+
+def _check_line(name: str, line: Line) -> None:
+    ages = _ranks(line.by_size)
+    _require(ages == sorted(set(ages)) and len(ages) == line.count, f"{name}: ages out of order")
+    _require(_ranks(line.by_uncached) == ages, f"{name}: bands and ages differ")
+    _require(line.overtakers == sorted(line.overtakers), f"{name}: overtakers out of order")
+
+
+def _check_order_of_tenants(name: str, group: PriorityClass) -> None:
+    """Open lines have their heads in the class's, parked ones do not; the least served one is open."""
+    lines = group.lines.values()
+    heads = {head for line in lines if not line.parked for head in line.by_uncached.heads()}
+    _require(set(group.heads.by_age()) == heads, f"{name}: the heads of a class are not those of its lines")
+    parked = sorted((line.served, line.tenant) for line in lines if line.parked)
+    _require(list(group.parked) == parked, f"{name}: parked lines out of order")
+    least = min(lines, key=lambda line: (line.served, line.tenant))
+    _require(not least.parked, f"{name}: the least served tenant is parked")
+
+
+def _ranks(requests: Banded) -> list[Rank]:
+    return [request.rank for request in requests.by_age()]
+
+
+def _require(condition: bool, text: str) -> None:
+    if not condition:
+        raise InvariantError(text)
