@@ -66,7 +66,7 @@ class Fleet:
 
     @property
     def scheduler(self) -> Service:
-        """The one scheduler."""
+        """The first scheduler, or the only one."""
         return self.services[0]
 
     def service(self, name: str) -> Service:
@@ -164,8 +164,11 @@ class Fleet:
         for service in self.services:  # behind a shared port only this names the process that answers
             if not await service.answers("/ready"):
                 return service.name
-        serving = await self.value(self.scheduler, "workers", state="serving")
-        return "" if serving == self.options.workers else f"workers (serving: {serving})"
+        serving = [
+            await self.value(scheduler, "workers", state="serving") for scheduler in self.of_kind("scheduler")
+        ]
+        found = sum(count or 0 for count in serving)
+        return "" if found == self.options.workers else f"workers (serving: {serving})"
 
     async def _held(self) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -178,11 +181,15 @@ class Fleet:
 
     async def _disagreements(self) -> dict[str, float]:
         """How often, within a few beats, two sides of a link found that they believe different things."""
-        name = "reconciliations_total"
-        before = await self.value(self.scheduler, name)
+        name, schedulers = "reconciliations_total", self.of_kind("scheduler")
+        before = [await self.value(scheduler, name) for scheduler in schedulers]
         await asyncio.sleep(3 * self.options.beat_seconds)
-        after = await self.value(self.scheduler, name)
-        return {} if before == after else {f"scheduler {name} at rest": (after or 0.0) - (before or 0.0)}
+        after = [await self.value(scheduler, name) for scheduler in schedulers]
+        return {
+            f"{scheduler.name} {name} at rest": (now or 0.0) - (then or 0.0)
+            for scheduler, then, now in zip(schedulers, before, after, strict=True)
+            if now != then
+        }
 
     async def _close(self) -> None:
         await asyncio.gather(

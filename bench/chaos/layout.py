@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -56,6 +56,7 @@ class FleetOptions(NamedTuple):
     engine: Engine = "mock"
     workers: int = 1
     gateways: int = 1
+    schedulers: int = 1
     beat_seconds: float = 0.5
     lease_seconds: float = 2.0
     shared_port: bool = False
@@ -84,43 +85,51 @@ class Placed(NamedTuple):
 
 def ports_needed(options: FleetOptions) -> int:
     """How many ports `place` takes."""
-    return 4 + 1 + 2 * options.gateways + options.workers + 2 * (options.gateways + options.workers)
+    others = options.gateways + options.workers
+    ways = 2 * options.schedulers * others if options.relays else 0
+    return 1 + 4 * options.schedulers + 2 * options.gateways + options.workers + ways
 
 
 def place(options: FleetOptions, ports: Iterator[int]) -> list[Placed]:
     """The processes in the order of their start."""
-    meetings = {name: next(ports) for name in ("gateway_address", "worker_address", "asset_address")}
+    names = ("gateway_address", "worker_address", "asset_address")
+    meetings = {name: [next(ports) for _ in range(options.schedulers)] for name in names}
     shared = next(ports)
-    bound = {name: _tcp(port) for name, port in meetings.items()}
     beats = {"beat_seconds": options.beat_seconds, "lease_seconds": options.lease_seconds}
-    scheduler = msgspec.convert({**bound, **beats, **options.scheduler}, SchedulerSettings)
-    placed = [_placed("scheduler", 0, scheduler, next(ports), ())]
+    placed = []
+    for index in range(options.schedulers):
+        bound = {name: _tcp(found[index]) for name, found in meetings.items()}
+        scheduler = msgspec.convert({**bound, **beats, **options.scheduler}, SchedulerSettings)
+        name = "scheduler" if options.schedulers == 1 else f"scheduler-{index}"
+        placed.append(_placed("scheduler", name, scheduler, next(ports), ()))
     for index in range(options.gateways):
         addresses, ways = _ways(("gateway_address", "asset_address"), meetings, ports, options.relays)
         port = next(ports)
         values = {"port": shared if options.shared_port else port, **addresses, **options.gateway}
         gateway = msgspec.convert(values, GatewaySettings)
-        placed.append(_placed("gateway", index, gateway, next(ports), ways))
+        placed.append(_placed("gateway", f"gateway-{index}", gateway, next(ports), ways))
     for index in range(options.workers):
         addresses, ways = _ways(("worker_address", "asset_address"), meetings, ports, options.relays)
         worker = msgspec.convert({**addresses, **ENGINES[options.engine], **options.worker}, WorkerSettings)
-        placed.append(_placed("worker", index, worker, next(ports), ways))
+        placed.append(_placed("worker", f"worker-{index}", worker, next(ports), ways))
     return placed
 
 
 def _ways(
-    names: tuple[str, ...], meetings: Mapping[str, int], ports: Iterator[int], relays: bool
-) -> tuple[dict[str, str], tuple[Way, ...]]:
+    names: tuple[str, ...], meetings: Mapping[str, Sequence[int]], ports: Iterator[int], relays: bool
+) -> tuple[dict[str, tuple[str, ...]], tuple[Way, ...]]:
     """The addresses that a process is told, and the relays that listen there."""
     if not relays:
-        return {name: _tcp(meetings[name]) for name in names}, ()
-    ways = {name: Way(next(ports), Address(LOOPBACK, meetings[name])) for name in names}
-    return {name: _tcp(way.port) for name, way in ways.items()}, tuple(ways.values())
+        return {name: tuple(map(_tcp, meetings[name])) for name in names}, ()
+    ways = {
+        name: [Way(next(ports), Address(LOOPBACK, target)) for target in meetings[name]] for name in names
+    }
+    addresses = {name: tuple(_tcp(way.port) for way in found) for name, found in ways.items()}
+    return addresses, tuple(way for found in ways.values() for way in found)
 
 
-def _placed(kind: Kind, index: int, settings: CommonSettings, admin: int, ways: tuple[Way, ...]) -> Placed:
+def _placed(kind: Kind, name: str, settings: CommonSettings, admin: int, ways: tuple[Way, ...]) -> Placed:
     module, cls = MODULES[kind]
-    name = kind if kind == "scheduler" else f"{kind}-{index}"
     arguments = to_arguments(msgspec.structs.replace(settings, admin_port=admin), cls)
     spec = ChildSpec(
         name,

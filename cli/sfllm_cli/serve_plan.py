@@ -12,7 +12,7 @@ from sfllm.config import ENV_PREFIX, Settings, to_arguments
 from sfllm.settings import CommonSettings, GatewaySettings, SchedulerSettings, WorkerSettings
 from sfllm_cli.child import ChildSpec
 from sfllm_cli.gpus import count_workers, gpu_of
-from sfllm_cli.settings import ServeSettings, ServicesSettings
+from sfllm_cli.settings import ADDRESSES, ServeSettings, ServicesSettings
 
 _INHERITED = frozenset({"SFLLM_CACHE_DIR", "SFLLM_MATRIX_TILES"})
 """Variables that are no setting of a service."""
@@ -34,12 +34,8 @@ def child_specs(
     """
     serve = settings.serve
     workers = count_workers(serve.workers, gpus)
-    addresses = {
-        name: getattr(serve, name) or f"ipc://{sockets / name.removesuffix('_address')}"
-        for name in ("gateway_address", "worker_address", "asset_address")
-    }
+    addresses = _addresses(serve, sockets)
     environment = child_environment(environ)
-    scheduler = msgspec.structs.replace(settings.scheduler, **addresses)
     gateway = msgspec.structs.replace(
         settings.gateway, **{name: addresses[name] for name in ("gateway_address", "asset_address")}
     )
@@ -50,7 +46,10 @@ def child_specs(
     )
     worker_environment = _thread_environment(worker)
     services: list[tuple[str, str, CommonSettings, type[Settings], int, dict[str, str]]] = [
-        ("scheduler", "sfllm_scheduler", scheduler, SchedulerSettings, SCHEDULER_STOPS, {}),
+        *(
+            (name, "sfllm_scheduler", scheduler, SchedulerSettings, SCHEDULER_STOPS, {})
+            for name, scheduler in _schedulers(settings, addresses)
+        ),
         *(
             (f"gateway-{index}", "sfllm_gateway", gateway, GatewaySettings, GATEWAYS_STOP, {})
             for index in range(serve.gateways)
@@ -78,9 +77,35 @@ def child_specs(
     ]
 
 
+def _addresses(serve: ServeSettings, sockets: Path) -> dict[str, tuple[str, ...]]:
+    """Where the processes meet: of each kind of address one for each scheduler."""
+    ends = [""] if serve.schedulers == 1 else [f"-{index}" for index in range(serve.schedulers)]
+    return {
+        name: getattr(serve, name)
+        or tuple(f"ipc://{sockets / name.removesuffix('_address')}{end}" for end in ends)
+        for name in ADDRESSES
+    }
+
+
+def _schedulers(
+    settings: ServicesSettings, addresses: Mapping[str, tuple[str, ...]]
+) -> list[tuple[str, SchedulerSettings]]:
+    """Each scheduler's name and settings; one that is alone needs no number."""
+    count = settings.serve.schedulers
+    return [
+        (
+            "scheduler" if count == 1 else f"scheduler-{index}",
+            msgspec.structs.replace(
+                settings.scheduler, **{name: found[index] for name, found in addresses.items()}
+            ),
+        )
+        for index in range(count)
+    ]
+
+
 def admin_ports(serve: ServeSettings, gpus: Sequence[str] = ()) -> list[int]:
     """One port a process, in the order of their start; none when they were not asked for."""
-    count = 1 + serve.gateways + count_workers(serve.workers, gpus)
+    count = serve.schedulers + serve.gateways + count_workers(serve.workers, gpus)
     return list(range(serve.admin_port, serve.admin_port + count)) if serve.admin_port else []
 
 

@@ -13,8 +13,11 @@ from sfllm.config import Settings
 from sfllm.settings import CommonSettings, GatewaySettings, SchedulerSettings, WorkerSettings
 from sfllm_cli.bench_settings import BenchSettings
 
-Address = str | None
+Addresses = tuple[str, ...]
 T = TypeVar("T", bound=Settings)
+
+ADDRESSES = ("gateway_address", "worker_address", "asset_address")
+"""Where processes meet: `serve_plan.py` gives each service its own."""
 
 
 class ServeSettings(CommonSettings, frozen=True, kw_only=True):
@@ -33,27 +36,38 @@ class ServeSettings(CommonSettings, frozen=True, kw_only=True):
     gateways: Annotated[
         int, Meta(ge=1, le=64, description="how many gateway processes; they share the port")
     ] = 1
+    schedulers: Annotated[
+        int, Meta(ge=1, le=16, description="how many scheduler processes; they share the requests")
+    ] = 1
     admin_port: Annotated[
         int,
         Meta(
             ge=0,
             le=65000,
             description="first of one port a process for /health and /metrics: "
-            "scheduler, gateways, workers in turn; 0 for none",
+            "schedulers, gateways, workers in turn; 0 for none",
         ),
     ] = 0
     gateway_address: Annotated[
-        Address, Meta(description="where scheduler and gateways meet; a private socket file if unset")
-    ] = None
+        Addresses, Meta(description="where each scheduler and gateways meet; private socket files if unset")
+    ] = ()
     worker_address: Annotated[
-        Address, Meta(description="where scheduler and workers meet; a private socket file if unset")
-    ] = None
+        Addresses, Meta(description="where each scheduler and workers meet; private socket files if unset")
+    ] = ()
     asset_address: Annotated[
-        Address, Meta(description="where tokenizer files pass; a private socket file if unset")
-    ] = None
+        Addresses, Meta(description="where tokenizer files pass; private socket files if unset")
+    ] = ()
     max_restarts: Annotated[
         int, Meta(ge=1, description="deaths of one process in a minute, never ready, before giving up")
     ] = 5
+
+    def __post_init__(self) -> None:
+        """Refuse lists of addresses of another length than there are schedulers."""
+        for name in ADDRESSES:
+            given = len(getattr(self, name))
+            if given not in (0, self.schedulers):
+                flag = "--" + name.replace("_", "-")
+                raise ValueError(f"{flag} has {given} for --schedulers {self.schedulers}")
 
 
 class ServicesSettings(NamedTuple):
@@ -97,8 +111,12 @@ AllServeSettings = _with_services()
 
 
 def split(settings: ServeSettings) -> ServicesSettings:
-    """The settings of each service out of `AllServeSettings`; what is None keeps the service's default."""
-    values = {name: value for name, value in msgspec.structs.asdict(settings).items() if value is not None}
+    """The settings of each service out of `AllServeSettings`; what is None keeps the service's default.
+
+    So do addresses, which are not the same for every process.
+    """
+    given = msgspec.structs.asdict(settings).items()
+    values = {name: value for name, value in given if value is not None and name not in ADDRESSES}
     return ServicesSettings(
         settings,
         _of(GatewaySettings, values),

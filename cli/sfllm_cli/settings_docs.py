@@ -82,6 +82,8 @@ def _default(value: Any) -> str:
         return "required"
     if value is None or value in ("", ()):
         return "unset"
+    if isinstance(value, tuple):
+        return f"`{','.join(map(str, value))}`"
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 

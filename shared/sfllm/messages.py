@@ -21,6 +21,9 @@ import msgspec
 ALL_CHOICES = -1
 """In a cancel: every choice of the request."""
 
+NO_LEASE = 0
+"""In a beat: the sender is no worker of this scheduler, and asks whether it is there. Leases begin at 1."""
+
 PROBATION_TOKENS = 8
 """A request that was running when a worker crashed, and has got so many tokens further since, did not
 cause the crash: what it was about to compute then has been computed."""

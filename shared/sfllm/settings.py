@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -9,6 +10,7 @@ from msgspec import Meta
 from sfllm.config import Settings
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
+Addresses = Annotated[tuple[str, ...], Meta(min_length=1)]
 
 
 class CommonSettings(Settings, frozen=True, kw_only=True):
@@ -34,12 +36,14 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True):
 
     host: Annotated[str, Meta(description="address that the HTTP API listens on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port of the HTTP API")] = 8081
-    gateway_address: Annotated[str, Meta(description="where the scheduler waits for gateways")] = (
-        "tcp://127.0.0.1:5557"
-    )
-    asset_address: Annotated[str, Meta(description="where the scheduler hands out tokenizer files")] = (
-        "tcp://127.0.0.1:5559"
-    )
+    gateway_address: Annotated[
+        Addresses,
+        Meta(description="where the scheduler waits for gateways; several schedulers: an address of each"),
+    ] = ("tcp://127.0.0.1:5557",)
+    asset_address: Annotated[
+        Addresses,
+        Meta(description="where the scheduler hands out tokenizer files; several: in the same order"),
+    ] = ("tcp://127.0.0.1:5559",)
     max_body_bytes: Annotated[int, Meta(ge=1024, description="largest request body")] = 16 * 2**20
     max_streams: Annotated[int, Meta(ge=1, description="most requests open at once in one gateway")] = 2048
     max_journal_bytes: Annotated[
@@ -67,6 +71,10 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True):
         Meta(ge=0, description="how long after SIGTERM open connections are still served new requests"),
     ] = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuse lists of addresses that do not fit together."""
+        _check_addresses(gateway_address=self.gateway_address, asset_address=self.asset_address)
+
 
 class SchedulerSettings(CommonSettings, frozen=True, kw_only=True):
     """Scheduler."""
@@ -87,6 +95,21 @@ class SchedulerSettings(CommonSettings, frozen=True, kw_only=True):
     max_overtakes: Annotated[
         int, Meta(ge=0, description="times a waiting request may be passed by later ones")
     ] = 16
+    tenant_weights: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^.+=(?=.*[1-9])[0-9]+(\.[0-9]+)?$")], ...],
+        Meta(description="shares of tenants, as name=2, for those that get more or less than a share of 1"),
+    ] = ()
+    tenant_requests_per_minute: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="requests a minute of one tenant before answering 429; no limit if unset"),
+    ] = None
+    tenant_tokens_per_minute: Annotated[
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(
+            description="prompt and output tokens a minute of one tenant before answering 429; "
+            "no limit if unset"
+        ),
+    ] = None
     worker_wait_seconds: Annotated[
         float, Meta(gt=0, description="how long a request waits for a worker of its model")
     ] = 30.0
@@ -103,12 +126,17 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     served_model_name: Annotated[
         tuple[str, ...], Meta(description="names the model answers to in the API, the first one its id")
     ] = ()
-    worker_address: Annotated[str, Meta(description="where the scheduler waits for workers")] = (
-        "tcp://127.0.0.1:5558"
-    )
-    asset_address: Annotated[str, Meta(description="where the scheduler takes tokenizer files")] = (
-        "tcp://127.0.0.1:5559"
-    )
+    worker_address: Annotated[
+        Addresses,
+        Meta(
+            description="where the scheduler waits for workers; several schedulers: an address of each, "
+            "in any order; the worker belongs to one of them at a time"
+        ),
+    ] = ("tcp://127.0.0.1:5558",)
+    asset_address: Annotated[
+        Addresses,
+        Meta(description="where the scheduler takes tokenizer files; several: in the order of the workers'"),
+    ] = ("tcp://127.0.0.1:5559",)
     device: Annotated[
         Literal["auto", "cpu", "cuda"],
         Meta(description="where the model runs; auto takes a GPU if there is one"),
@@ -209,3 +237,18 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
         Literal["crash", "fail", "stall"],
         Meta(description="mock: end the process, fail the step, or let the step never end"),
     ] = "crash"
+
+    def __post_init__(self) -> None:
+        """Refuse lists of addresses that do not fit together."""
+        _check_addresses(worker_address=self.worker_address, asset_address=self.asset_address)
+
+
+def _check_addresses(**lists: Sequence[str]) -> None:
+    """Each list must name every scheduler once. Raises ValueError."""
+    flags = {name: "--" + name.replace("_", "-") for name in lists}
+    for name, addresses in lists.items():
+        if len(set(addresses)) < len(addresses):
+            raise ValueError(f"{flags[name]}: a scheduler is named twice")
+    if len({len(addresses) for addresses in lists.values()}) > 1:
+        found = " and ".join(f"{flags[name]} has {len(addresses)}" for name, addresses in lists.items())
+        raise ValueError(f"{found}: each scheduler needs an address in both")

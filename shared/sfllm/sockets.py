@@ -123,9 +123,9 @@ class DealerLink:
             return None
         return _whole(self.socket, self.socket.recv(_NOBLOCK))
 
-    def close(self) -> None:
+    def close(self, linger_milliseconds: int = LINGER_MILLISECONDS) -> None:
         """Give queued messages a short while to leave, then close."""
-        self.socket.close(linger=LINGER_MILLISECONDS)
+        self.socket.close(linger=linger_milliseconds)
 
 
 class RouterLink:

@@ -27,6 +27,7 @@ from sfllm.wire import Array, as_array
 from sfllm_worker.link import SchedulerLink
 from sfllm_worker.metrics import WorkerMetrics
 from sfllm_worker.protocol import WorkerProtocol
+from sfllm_worker.schedulers import SchedulerChoice
 from sfllm_worker.service import WorkerService
 from sfllm_worker.watchdog import Watchdog
 
@@ -49,11 +50,14 @@ def test_a_full_outbox_ends_the_lease_and_the_worker_joins_again(tmp_path: Path)
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     workers = RouterLink(context, f"ipc://{tmp_path}/workers")
     decode = wire.decoder(WORKER_TO_SCHEDULER)
-    link = NarrowLink(f"ipc://{tmp_path}/workers", f"ipc://{tmp_path}/assets", IDENTITY, {})
+    link = NarrowLink([f"ipc://{tmp_path}/workers"], [f"ipc://{tmp_path}/assets"], IDENTITY, {})
     engine = mock_engine()
     hello = WorkerHello("w-full", ModelCard("m", (), "m", 0, 128, 259, (256,), ()), Capacity(8, 512, 16))
     metrics = WorkerMetrics(Metrics("test_full_outbox:"), "m", "w-full")
-    service = WorkerService(engine, WorkerProtocol(engine, hello), link, metrics, Watchdog(600.0, 0.0))
+    choice = SchedulerChoice("w-full", ["only"], 0.0)
+    service = WorkerService(
+        engine, WorkerProtocol(engine, hello), link, metrics, Watchdog(600.0, 0.0), choice
+    )
     codes: list[int] = []
     loop = threading.Thread(target=lambda: codes.append(service.run()))
     loop.start()

@@ -1,10 +1,10 @@
-"""Pulling tokenizer files from the scheduler, on a socket of their own, one chunk at a time."""
+"""Pulling tokenizer files from schedulers, on sockets of their own, one chunk at a time."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import structlog
 import zmq
@@ -18,6 +18,33 @@ CHUNK_TIMEOUT_SECONDS = 2.0
 TRIES = 5
 
 log = structlog.get_logger()
+
+
+class AssetLinks:
+    """A link to each scheduler of `addresses`. Owns the sockets until `close`; lives on one event loop."""
+
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], addresses: Sequence[str], identity: bytes
+    ) -> None:
+        self._links = [AssetLink(context, address, identity) for address in addresses]
+
+    async def pull(self, asset: Asset, holders: Sequence[int]) -> bytes:
+        """The content, its hash checked, from one of the schedulers that should have it, or else from any.
+
+        Raises `AssetError` when none of them gives it.
+        """
+        failure = AssetError("there is no scheduler")
+        for index in holders or range(len(self._links)):
+            try:
+                return await self._links[index].pull(asset)
+            except AssetError as error:
+                failure = error
+        raise failure
+
+    def close(self) -> None:
+        """Close the sockets."""
+        for link in self._links:
+            link.close()
 
 
 class AssetLink:

@@ -20,7 +20,7 @@ from sfllm_gateway.client import Client, request_timeout
 from sfllm_gateway.echo import answer_echo
 from sfllm_gateway.generation import Answer, Generation
 from sfllm_gateway.http_io import ABORT, Headers, read_body
-from sfllm_gateway.link import SchedulerLink
+from sfllm_gateway.links import SchedulerLinks
 from sfllm_gateway.metrics import GatewayMetrics
 from sfllm_gateway.models import LoadedModel, ModelRegistry
 from sfllm_gateway.openai import chat, completions
@@ -30,6 +30,7 @@ from sfllm_gateway.openai.fields import StreamOptions, TextFields
 from sfllm_gateway.openai.responses import AnswerForm
 from sfllm_gateway.openai.token_json import TokenNames
 from sfllm_gateway.session import Session, SessionContext
+from sfllm_gateway.tenant import tenant_of
 from sfllm_gateway.tokenize import TextPool
 
 log = structlog.get_logger()
@@ -41,14 +42,14 @@ class GatewayState:
     def __init__(
         self,
         settings: GatewaySettings,
-        link: SchedulerLink,
+        links: SchedulerLinks,
         registry: ModelRegistry,
         changes: Changes,
         metrics: GatewayMetrics,
         pool: TextPool,
     ) -> None:
         self.settings = settings
-        self.link = link
+        self.links = links
         self.registry = registry
         self.changes = changes
         self.metrics = metrics
@@ -58,12 +59,13 @@ class GatewayState:
         self.sessions: set[Session] = set()
         self.journals = JournalBudget(settings.max_journal_bytes)
         metrics.journal_bytes.set_function(lambda: self.journals.reserved)
+        metrics.schedulers.set_function(lambda: links.connected)
 
     def problem(self) -> str | None:
         """Why no request can be served now, None if one can."""
         if self.draining:
             return "this gateway is shutting down"
-        if not self.link.connected:
+        if not self.links.connected:
             return "the scheduler cannot be reached"
         return self.registry.problem()
 
@@ -76,7 +78,7 @@ class GatewayState:
         until = time.monotonic() + self.settings.connect_wait_seconds
         while True:
             try:
-                self.link.check_connected()
+                self.links.check_connected()
                 return self.registry.resolve(name)
             except ServiceError as error:
                 left = until - time.monotonic()
@@ -214,6 +216,7 @@ async def _serve_client(
     endpoint.check(request)
     model = await client.wait_for(state.model_to_serve(request.model))
     generation = await client.wait_for(endpoint.prepare(request, model, state.pool))
+    generation = generation._replace(tenant=tenant_of(scope))
     request_id = scope["state"]["request_id"]
     answer = endpoint.answer(request, generation, endpoint.id_prefix + request_id, arrived)
     headers = _ignored_header(state, ignored)
@@ -223,7 +226,7 @@ async def _serve_client(
         return
     await client.wait_for(state.model_to_serve(model.card.name))  # tokenizing took a while
     abort = scope["extensions"][ABORT]["abort"]
-    context = SessionContext(state.link, state.metrics, state.settings)
+    context = SessionContext(state.links, state.metrics, state.settings)
     session = Session(context, generation, answer, request_id, arrived, abort)
     share.exchange(generation)
     state.sessions.add(session)

@@ -20,7 +20,7 @@ class Generation(NamedTuple):
     `echo` are the texts of the prompts where answers begin with them. `logprobs` and `prompt_logprobs` are
     how many likeliest tokens the client wants with each token of the answer (an echoed prompt's included) and
     of the prompt, None for no report; the samplings ask for as many as either needs. `discards` drops
-    what is generated: only the prompt is answered.
+    what is generated: only the prompt is answered. `tenant` is who asks: see `tenant.py`.
     """
 
     model: LoadedModel
@@ -37,6 +37,7 @@ class Generation(NamedTuple):
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     discards: bool = False
+    tenant: str = ""
 
     @property
     def needs_worker(self) -> bool:

@@ -46,6 +46,9 @@ class GatewayMetrics:
             "request_migrations_total", "times a running request was submitted again", MODEL
         )
         self.open_requests = registry.gauge("gateway_open_requests", "generation requests open at the moment")
+        self.schedulers = registry.gauge(
+            "gateway_schedulers_connected", "schedulers that answer this gateway"
+        )
         self.journal_bytes = registry.gauge(
             "gateway_journal_bytes",
             "bytes that open requests may come to hold",

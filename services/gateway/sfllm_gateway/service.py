@@ -10,11 +10,11 @@ from sfllm.metrics import Metrics
 from sfllm.settings import GatewaySettings
 from sfllm.sockets import random_identity
 from sfllm_gateway import app
-from sfllm_gateway.assets import AssetLink
+from sfllm_gateway.assets import AssetLinks
 from sfllm_gateway.changes import Changes
 from sfllm_gateway.endpoints import GatewayState
 from sfllm_gateway.http_server import listen, serve_http
-from sfllm_gateway.link import SchedulerLink
+from sfllm_gateway.links import SchedulerLinks
 from sfllm_gateway.metrics import GatewayMetrics, LoopDelayProbe
 from sfllm_gateway.models import ModelRegistry
 from sfllm_gateway.rendering import RenderPool
@@ -30,15 +30,17 @@ async def serve(settings: GatewaySettings) -> None:
     identity = random_identity(b"g-")
     metrics = GatewayMetrics(Metrics(settings.metrics_prefix))
     pool = TextPool()
-    assets = AssetLink(context, settings.asset_address, identity)
+    assets = AssetLinks(context, settings.asset_address, identity)
     renderers = RenderPool()
     changes = Changes()
-    registry = ModelRegistry(assets.pull, pool, renderers, changes.tell)
-    link = SchedulerLink(
+    registry = ModelRegistry(
+        lambda asset: assets.pull(asset, links.holders(asset)), pool, renderers, changes.tell
+    )
+    links = SchedulerLinks(
         *(context, settings.gateway_address, identity),
         *(registry.update, changes.tell, settings.max_attempts),
     )
-    state = GatewayState(settings, link, registry, changes, metrics, pool)
+    state = GatewayState(settings, links, registry, changes, metrics, pool)
     probe = LoopDelayProbe(metrics)
     admin = None
     try:
@@ -57,7 +59,7 @@ async def serve(settings: GatewaySettings) -> None:
         probe.close()
         await registry.close()
         await renderers.close()
-        link.close()
+        links.close()
         assets.close()
         pool.close()
         if admin is not None:

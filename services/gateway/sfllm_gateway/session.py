@@ -31,7 +31,7 @@ from sfllm_gateway.http_io import (
     error_json,
     send_answer,
 )
-from sfllm_gateway.link import SchedulerLink
+from sfllm_gateway.links import SchedulerLinks
 from sfllm_gateway.meter import RequestMeter
 from sfllm_gateway.metrics import GatewayMetrics
 from sfllm_gateway.stream import Request
@@ -50,7 +50,7 @@ log = structlog.get_logger()
 class SessionContext(NamedTuple):
     """What all sessions of a gateway share."""
 
-    link: SchedulerLink
+    links: SchedulerLinks
     metrics: GatewayMetrics
     settings: GatewaySettings
 
@@ -67,7 +67,7 @@ class Session:
         arrived: float,
         abort: Callable[[], None],
     ) -> None:
-        self._link, metrics, self._settings = context
+        self._links, metrics, self._settings = context
         self._meter = RequestMeter(metrics, generation.model.card.name, request_id, arrived)
         self._generation = generation
         self._answer = answer
@@ -102,7 +102,7 @@ class Session:
         finally:
             self._timer.cancel()
             for opened in self._opened:
-                self._link.release(opened, "request ended")
+                self._links.release(opened, "request ended")
             self._record_end()
 
     def fail(self, error: Exception) -> None:
@@ -157,8 +157,9 @@ class Session:
                 sampling,
                 generation.priority,
                 generation.cache_salt,
+                generation.tenant,
             )
-            opened = self._link.open(request, deadline, self._wake)
+            opened = self._links.open(request, deadline, self._wake)
             self._opened.append(opened)
             first = number * generation.n
             self._choices += [Choice(first + choice, generation, opened) for choice in range(generation.n)]
@@ -188,7 +189,7 @@ class Session:
                 continue
             advance = output.advance(left)
             if advance.kept_tokens is not None:
-                self._link.stop_choice(choice.opened, choice.number, advance.kept_tokens)
+                self._links.stop_choice(choice.opened, choice.number, advance.kept_tokens)
             if advance.tokens:
                 choice.tokens += advance.tokens
                 self._meter.tokens(advance.tokens, now - choice.last_at if choice.last_at else None)

@@ -1,4 +1,4 @@
-"""All streams of one gateway, and what it knows of its scheduler: a machine of messages and times.
+"""The streams of a gateway at one scheduler, and what it knows of that: a machine of messages and times.
 
 Messages and the time come in, messages go out; no socket, clock or loop in here, so that the same code
 runs in a gateway and in a simulation. `now` is in seconds on a clock that never goes back.
@@ -9,7 +9,8 @@ digest of the choices that are open here, and the scheduler asks for the list wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 from sfllm import wire
 from sfllm.errors import ErrorCode, ServiceError
@@ -72,7 +73,7 @@ class StreamTable:
     """The streams of the gateway with the routing id `identity`, whose process start is `epoch`.
 
     `on_models` hears the list of models, `note` what is worth a line in a log: an event and its fields.
-    `connected` says whether a scheduler answers.
+    `connected` says whether a scheduler answers. Tables between which streams move share `handles`.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class StreamTable:
         max_attempts: int,
         on_models: Callable[[Sequence[ModelState]], None],
         note: Callable[[str, dict[str, object]], None] = lambda _event, _fields: None,
+        handles: Iterator[int] | None = None,
     ) -> None:
         self.connected = False
         self._epoch = epoch
@@ -92,7 +94,7 @@ class StreamTable:
         self._streams: dict[int, OpenStream] = {}
         self._held = HeldChoices(identity)
         self._outgoing: list[Outgoing | ClearOutbox] = []
-        self._next_handle = 1
+        self._handles = itertools.count(1) if handles is None else handles
         self._hello_at = self._beat_at = self._heard_at = float("-inf")
         self._beat_seconds, self._lease_seconds = 2.0, 6.0
 
@@ -107,8 +109,7 @@ class StreamTable:
         """Submit a request that must end by `deadline`. Raises 503 without scheduler."""
         if not self.connected:
             raise unreachable()
-        opened = OpenStream(Stream(self._next_handle, request, self._max_attempts), deadline, now, wake)
-        self._next_handle += 1
+        opened = OpenStream(Stream(next(self._handles), request, self._max_attempts), deadline, now, wake)
         self._streams[opened.stream.handle] = opened
         self._hold(opened.stream)
         self._submit(opened, now)
@@ -130,6 +131,21 @@ class StreamTable:
         self._held.set(stream.handle, stream.attempt, ())
         if not stream.ended:
             self._send(stream.cancel(reason))
+
+    def adopt(self, opened: OpenStream, now: float) -> None:
+        """Go on with a stream that another table has released: its next attempt is made here."""
+        self._streams[opened.stream.handle] = opened
+        if opened.stream.restart(counts=False):
+            self._submit_next(opened, "another scheduler", now)
+        self._changed(opened)
+
+    def streams(self) -> list[OpenStream]:
+        """All that are not released."""
+        return list(self._streams.values())
+
+    def find(self, handle: int) -> OpenStream | None:
+        """The stream of that handle, if it is here."""
+        return self._streams.get(handle)
 
     def bye(self) -> None:
         """The gateway leaves."""
@@ -305,7 +321,6 @@ class StreamTable:
         """Submit the attempt that a stream has just gone on to, of which nothing is missing yet."""
         opened.restart_due = False
         stream = opened.stream
-        opened.restart_due = False
         self._note(
             "submitting again",
             {"request_id": stream.request.request_id, "attempt": stream.attempt, "cause": cause},

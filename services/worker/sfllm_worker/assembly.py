@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from sfllm_worker.graphs.figures import GraphFigures
 from sfllm_worker.link import SchedulerLink
 from sfllm_worker.metrics import WorkerMetrics
 from sfllm_worker.protocol import WorkerProtocol
+from sfllm_worker.schedulers import SchedulerChoice
 from sfllm_worker.service import WorkerService
 from sfllm_worker.telemetry import GpuTelemetry
 from sfllm_worker.watchdog import Watchdog
@@ -79,6 +81,7 @@ def assemble(settings: WorkerSettings, parts: Parts) -> Worker:
         SchedulerLink(settings.worker_address, settings.asset_address, identity, parts.assets),
         metrics,
         Watchdog(settings.step_timeout_seconds, parts.step_seconds),
+        SchedulerChoice(hello.worker_id, settings.worker_address, time.monotonic()),
     )
     admin = None
     if settings.admin_port:

@@ -1,10 +1,15 @@
-"""The worker's sockets: messages from and to its scheduler, and the files that gateways need."""
+"""The worker's sockets: messages from and to its scheduler, and the files that gateways need.
+
+Of several schedulers the worker belongs to one. The others are only asked whether they are there: a beat
+without a lease, which a scheduler answers with its epoch.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import structlog
 import zmq
@@ -13,14 +18,18 @@ from sfllm import wire
 from sfllm.asset_pull import asset_of, chunk_of
 from sfllm.messages import (
     ASSETS,
+    NO_LEASE,
     SCHEDULER_TO_WORKER,
     AssetGet,
     AssetOffer,
     Message,
+    WorkerBeat,
+    WorkerBye,
+    WorkerUnknown,
     WorkerWelcome,
 )
 from sfllm.sockets import DealerLink
-from sfllm.wire import Array, Decoded, WireError
+from sfllm.wire import Array, Decoded, WireError, as_array
 
 _log = structlog.get_logger()
 
@@ -31,22 +40,41 @@ LAST_WORDS_SECONDS = 1.0
 """How long `close` waits for the scheduler to take what is left to say."""
 
 
+class Answer(NamedTuple):
+    """A scheduler is there: its position among the addresses, and the epoch of its process."""
+
+    scheduler: int
+    epoch: int
+
+
 class SchedulerLink:
-    """Owner of both sockets until `close`. Not safe for two threads at once: see `beats.py`."""
+    """Owner of all sockets until `close`. Not safe for two threads at once: see `beats.py`.
+
+    Each scheduler has an address in both lists, at the same position. `current` is the position of the one
+    that messages go to and come from.
+    """
 
     def __init__(
-        self, worker_address: str, asset_address: str, identity: bytes, assets: Mapping[str, bytes]
+        self,
+        worker_addresses: Sequence[str],
+        asset_addresses: Sequence[str],
+        identity: bytes,
+        assets: Mapping[str, bytes],
     ) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._dealer = DealerLink(self._context, worker_address, identity)
-        self._asset_dealer = DealerLink(self._context, asset_address, identity)
+        self._addresses, self._identity = tuple(worker_addresses), identity
+        self._dealers = [DealerLink(self._context, address, identity) for address in worker_addresses]
+        self._asset_dealers = [DealerLink(self._context, address, identity) for address in asset_addresses]
+        self._probe = wire.encode(WorkerBeat(NO_LEASE, 0, 0, 0, 0), as_array("Q", ()))
+        self._answers: list[Answer] = []
+        self.current = 0
         self._offer = AssetOffer(tuple(asset_of(name, content) for name, content in sorted(assets.items())))
         self._assets = {asset_of(name, content).sha256: content for name, content in assets.items()}
         self._decode = wire.decoder(SCHEDULER_TO_WORKER)
         self._decode_asset = wire.decoder(ASSETS)
         self._poller = zmq.Poller()
-        self._poller.register(self._dealer.socket, zmq.POLLIN)
-        self._poller.register(self._asset_dealer.socket, zmq.POLLIN)
+        for dealer in [*self._dealers, *self._asset_dealers]:
+            self._poller.register(dealer.socket, zmq.POLLIN)
 
     def wait(self, seconds: float) -> None:
         """Sleep until a message comes, at most `seconds`."""
@@ -55,33 +83,74 @@ class SchedulerLink:
     def receive(self) -> list[Decoded]:
         """Messages that came since the last call; questions for assets are answered here."""
         messages: list[Decoded] = []
-        for _ in range(MAX_MESSAGES_A_TURN):
-            frame = self._dealer.receive()
-            if frame is None:
-                break
-            try:
-                decoded = self._decode(frame)
-            except WireError as error:
-                _log.warning("malformed message from the scheduler", error=str(error))
-                continue
-            if isinstance(decoded.message, WorkerWelcome):
-                self._asset_dealer.send(wire.encode(self._offer))
-            messages.append(decoded)
-        self._serve_assets()
-        self._dealer.flush()
+        for index, dealer in enumerate(self._dealers):
+            found = self._receive_from(dealer)
+            if index == self.current:
+                messages = found
+            for message, _arrays in found if index != self.current else ():
+                self._take_from_other(index, dealer, message)
+            dealer.flush()
+        if any(isinstance(message, WorkerWelcome) for message, _arrays in messages):
+            self._asset_dealers[self.current].send(wire.encode(self._offer))
+        for asset_dealer in self._asset_dealers:
+            self._serve_assets(asset_dealer)
         return messages
+
+    def take_answers(self) -> list[Answer]:
+        """The other schedulers that have said since the last call that they are there."""
+        answers, self._answers = self._answers, []
+        return answers
+
+    def probe(self, index: int) -> None:
+        """Ask another scheduler whether it is there."""
+        self._dealers[index].clear()  # of questions that it has not taken the last is enough
+        self._dealers[index].send(self._probe)
+
+    def turn_to(self, index: int, parted: bool) -> None:
+        """Talk to that scheduler from now on. `parted`: the one before has been told goodbye.
+
+        Otherwise it must not hear, when it comes back, what was said to it meanwhile: the hellos above all.
+        """
+        if not parted:
+            self._poller.unregister(self._dealers[self.current].socket)
+            self._dealers[self.current].close(linger_milliseconds=0)
+            dealer = DealerLink(self._context, self._addresses[self.current], self._identity)
+            self._dealers[self.current] = dealer
+            self._poller.register(dealer.socket, zmq.POLLIN)
+        self.current = index
 
     def send(self, message: Message, arrays: tuple[Array, ...] = ()) -> None:
         """Send now or, when the scheduler is slow, later. Raises `OutboxFullError` when it takes nothing."""
-        self._dealer.send(wire.encode(message, *arrays))
+        self._dealers[self.current].send(wire.encode(message, *arrays))
 
     def clear(self) -> None:
         """Forget what waits: it was for a scheduler that is gone."""
-        self._dealer.clear()
+        self._dealers[self.current].clear()
 
-    def _serve_assets(self) -> None:
+    def _take_from_other(self, index: int, dealer: DealerLink, message: Message) -> None:
+        match message:
+            case WorkerUnknown():
+                self._answers.append(Answer(index, message.epoch))
+            case WorkerWelcome():  # to a hello that was given up: it must not count on this worker
+                dealer.send(wire.encode(WorkerBye(message.lease)))
+            case _:
+                pass  # late words under a lease that is gone
+
+    def _receive_from(self, dealer: DealerLink) -> list[Decoded]:
+        messages: list[Decoded] = []
         for _ in range(MAX_MESSAGES_A_TURN):
-            frame = self._asset_dealer.receive()
+            frame = dealer.receive()
+            if frame is None:
+                break
+            try:
+                messages.append(self._decode(frame))
+            except WireError as error:
+                _log.warning("malformed message from the scheduler", error=str(error))
+        return messages
+
+    def _serve_assets(self, dealer: DealerLink) -> None:
+        for _ in range(MAX_MESSAGES_A_TURN):
+            frame = dealer.receive()
             if frame is None:
                 break
             try:
@@ -91,14 +160,15 @@ class SchedulerLink:
                 continue
             if isinstance(message, AssetGet):
                 content = self._assets.get(message.sha256)
-                self._asset_dealer.send(wire.encode(chunk_of(message.sha256, content, message.offset)))
-        self._asset_dealer.flush()
+                dealer.send(wire.encode(chunk_of(message.sha256, content, message.offset)))
+        dealer.flush()
 
     def close(self) -> None:
-        """Let the last messages leave and close both sockets."""
+        """Let the last messages leave and close the sockets."""
         deadline = time.monotonic() + LAST_WORDS_SECONDS
-        while not self._dealer.flush() and (left := deadline - time.monotonic()) > 0:
-            self._dealer.socket.poll(math.ceil(left * 1000), zmq.POLLOUT)
-        self._dealer.close()
-        self._asset_dealer.close()
+        current = self._dealers[self.current]
+        while not current.flush() and (left := deadline - time.monotonic()) > 0:
+            current.socket.poll(math.ceil(left * 1000), zmq.POLLOUT)
+        for dealer in [*self._dealers, *self._asset_dealers]:
+            dealer.close()
         self._context.term()

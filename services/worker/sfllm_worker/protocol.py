@@ -195,6 +195,15 @@ class WorkerProtocol:
         self._welcome = None
         self._has_left = True
 
+    def part(self, now: float) -> None:
+        """Say goodbye to this scheduler after a drain and be ready to join one again; drop what is left."""
+        if self.lease is not None:
+            self._send(WorkerBye(self.lease))
+        self._drop_everything()
+        self._welcome = self._draining_until = None
+        self._drain_is_over = False
+        self._next_hello = now
+
     def lose(self, reason: str, now: float) -> None:
         """The lease is void, or its messages cannot be sent any more: drop everything, join again."""
         _log.warning("lost the scheduler", reason=reason, lease=self.lease, held_requests=len(self._ledger))

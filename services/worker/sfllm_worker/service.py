@@ -17,6 +17,7 @@ from sfllm_worker.link import SchedulerLink
 from sfllm_worker.metrics import WorkerMetrics
 from sfllm_worker.protocol import WorkerProtocol
 from sfllm_worker.protocol_results import Outgoing
+from sfllm_worker.schedulers import SchedulerChoice
 from sfllm_worker.watchdog import Watchdog
 
 _log = structlog.get_logger()
@@ -41,14 +42,18 @@ class WorkerService:
         link: SchedulerLink,
         metrics: WorkerMetrics,
         watchdog: Watchdog,
+        choice: SchedulerChoice,
     ) -> None:
         self._engine = engine
         self._protocol = protocol
         self._link = link
         self._metrics = metrics
         self._watchdog = watchdog
+        self._choice = choice
+        self._link.current = choice.current
         self._beater = Beater(self._send_beat)
         self._drain_wanted = False
+        self._is_moving = False
         self._is_idle = False
         self._is_stepping = False
         self._overflow: str | None = None
@@ -77,7 +82,7 @@ class WorkerService:
         failure = ""
         with self._beater:
             try:
-                while not self._protocol.drained:
+                while self._is_moving or not self._protocol.drained:
                     self._turn()
             except _StepAbandonedError:
                 _log.warning("the drain is over within a step", held_requests=self._protocol.held_requests)
@@ -94,6 +99,7 @@ class WorkerService:
         now = time.monotonic()
         self._watchdog.turn(now)
         if self._drain_wanted:
+            self._is_moving = False
             self._protocol.drain(now)
         try:
             messages = self._link.receive()
@@ -103,11 +109,46 @@ class WorkerService:
             self._protocol.handle(message, arrays, now)
         self._protocol.tick(now)
         self._send_outgoing(now)
+        self._choose_scheduler(now)
         if self._engine.has_work:
             self._is_idle = False
             self._step()
         else:
             self._rest(now)
+
+    def _choose_scheduler(self, now: float) -> None:
+        """Ask after other schedulers, go on to the next when one is not there, move to a better one."""
+        choice, link, protocol = self._choice, self._link, self._protocol
+        for answer in link.take_answers():
+            choice.answered(answer.scheduler, answer.epoch, now)
+        for index in choice.to_probe(now):
+            link.probe(index)
+        if self._is_moving:
+            if protocol.drained:
+                self._move(now)
+            return
+        choice.see(protocol.lease is not None, now)
+        if link.current != choice.current:
+            _log.warning("no welcome, trying another scheduler", scheduler=choice.current_address)
+            link.turn_to(choice.current, parted=False)
+        elif protocol.lease is not None and not protocol.draining and choice.better() is not None:
+            self._is_moving = True
+            protocol.drain(now)
+            self._send_outgoing(now)
+
+    def _move(self, now: float) -> None:
+        """What was begun has ended, or had its time: part with this scheduler, say hello to a better one."""
+        self._is_moving = False
+        was_joined = self._protocol.lease is not None
+        self._protocol.part(now)
+        self._send_outgoing(now)
+        better = self._choice.better()
+        if better is None:  # it has gone again meanwhile
+            better = self._choice.current
+        self._choice.take(better, now)
+        if better != self._link.current:
+            _log.info("moving to another scheduler", scheduler=self._choice.current_address)
+            self._link.turn_to(better, parted=was_joined)
 
     def _step(self) -> None:
         protocol = self._protocol

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sfllm.messages import (
+    NO_LEASE,
     Cancel,
     GatewayBeat,
     GatewayBye,
@@ -113,7 +114,8 @@ class SchedulerCore:
             return
         worker = state.workers.get(event.peer)
         if worker is None or worker.lease != getattr(message, "lease", None):
-            state.record("dropped", kind=f"stale {type(message).__name__}", worker=event.peer.hex())
+            if getattr(message, "lease", None) != NO_LEASE:
+                state.record("dropped", kind=f"stale {type(message).__name__}", worker=event.peer.hex())
             if isinstance(message, WorkerBeat):
                 leases.answer_stray_beat(state, event.peer, now)
             return
