@@ -200,7 +200,16 @@ def policy_values(settings: SchedulerSettings) -> PolicyValues:
         policy=settings.policy,
         max_queue_requests=settings.max_queue_requests,
         max_overtakes=settings.max_overtakes,
+        tenant_weights=tuple(map(_weight, settings.tenant_weights)),
+        tenant_requests_per_minute=settings.tenant_requests_per_minute,
+        tenant_tokens_per_minute=settings.tenant_tokens_per_minute,
         worker_wait_seconds=settings.worker_wait_seconds,
         beat_seconds=settings.beat_seconds,
         lease_seconds=settings.lease_seconds,
     )
+
+
+def _weight(entry: str) -> tuple[str, float]:
+    """Name and number of an entry like name=2; the settings have checked its form."""
+    name, _, weight = entry.rpartition("=")
+    return name, float(weight)

@@ -15,6 +15,7 @@ from sfllm_scheduler.core.refusal import (
     RefusedError,
     check_fits,
     check_in_time,
+    check_limits,
     check_shape,
 )
 from sfllm_scheduler.core.requests import Key, Rank, Request
@@ -77,8 +78,12 @@ def _admit(state: State, key: Key, message: Submit, arrays: Sequence[Array], ran
             state.drain_rate.retry_after(state.waiting_count, now),
         )
     check_in_time(model, message, now)
+    request.output = model.outputs.expect(request.prompt_band, message.sampling.max_tokens)
+    check_limits(state.limits, request, now)
+    deadline = now + message.milliseconds_left / 1000
+    request.latest_start = deadline - model.pace.seconds(request.uncached, request.output.mean)
     state.enqueue(request)
-    state.deadlines.add(key, message.attempt, now + message.milliseconds_left / 1000)
+    state.deadlines.add(key, message.attempt, deadline)
     state.to_gateway(key.gateway, Admitted(message.handle, message.attempt))
     state.record("admitted", request_id=message.request_id, attempt=message.attempt, tokens=request.tokens)
 

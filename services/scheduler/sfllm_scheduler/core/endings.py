@@ -68,6 +68,8 @@ def say_rejected(
 def interrupt(state: State, request: Request, cause: str, worker: str, now: float, suspects: int = 0) -> None:
     """End an attempt that may be submitted again. `suspects` is explained at `Interrupted`."""
     state.end(request, now)
+    if request.model in state.models:
+        state.models[request.model].waiting.refund(request)
     submit = request.submit
     message = Interrupted(submit.handle, submit.attempt, cause, worker, suspects)
     state.to_gateway(request.key.gateway, message)

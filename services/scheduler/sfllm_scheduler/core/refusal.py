@@ -10,6 +10,7 @@ from sfllm.messages import Submit
 from sfllm.prefixes import CHUNK_TOKENS, MAX_PREFIXES
 from sfllm.wire import Array
 from sfllm_scheduler.core.drain_rate import LONGEST_RETRY_SECONDS
+from sfllm_scheduler.core.rate_limits import RateLimits
 from sfllm_scheduler.core.requests import Request
 from sfllm_scheduler.core.state import Model
 
@@ -67,6 +68,22 @@ def check_in_time(model: Model, message: Submit, now: float) -> None:
             ErrorCode.QUEUE_FULL,
             f"{before} requests go first, which takes about {wait:.0f} s; the deadline is in {left:.0f} s",
             float(min(max(ceil(wait - left), 1), LONGEST_RETRY_SECONDS)),
+        )
+
+
+def check_limits(limits: RateLimits, request: Request, now: float) -> None:
+    """Count a first attempt against its tenant's limits. Raises `RefusedError` when they are used up.
+
+    Its output counts as long as expected, and is corrected when it has ended.
+    """
+    if request.is_retry:
+        return
+    wait = limits.take(request.submit.tenant, request.tokens + request.expected_output, now)
+    if wait > 0.0:
+        raise RefusedError(
+            ErrorCode.RATE_LIMIT_EXCEEDED,
+            f"the limit of requests or tokens a minute is used up; try again in {ceil(wait)} s",
+            float(ceil(wait)),
         )
 
 

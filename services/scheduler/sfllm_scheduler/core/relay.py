@@ -19,6 +19,7 @@ from sfllm.wire import Array, WireError
 from sfllm_scheduler.core import suspects
 from sfllm_scheduler.core.endings import interrupt
 from sfllm_scheduler.core.requests import Key
+from sfllm_scheduler.core.served import note_finished
 from sfllm_scheduler.core.state import State
 from sfllm_scheduler.core.workers import HoldKey, Worker
 
@@ -54,6 +55,7 @@ def finished(state: State, worker: Worker, message: WorkerFinished, now: float) 
         state.record("dropped", kind="finished", worker=worker.worker_id)
         return
     state.to_gateway(message.gateway, end)
+    note_finished(state, hold.request, end, now)
     state.close_choice(hold.request, end.choice)
     if hold.request.open:
         return

@@ -147,8 +147,11 @@ class Request:
 
         Lengths count as memoryless: those that a lost attempt has do not make the rest shorter.
         """
-        limit, mean = self.submit.sampling.max_tokens, self.output.mean
-        return sum(max(1.0, min(limit - count, mean)) for count in self.submit.generated_counts)
+        return sum(map(self.expected_of, self.submit.generated_counts))
+
+    def expected_of(self, count: int) -> float:
+        """Tokens that a choice which has so many will probably generate yet."""
+        return max(1.0, min(self.submit.sampling.max_tokens - count, self.output.mean))
 
     @property
     def longest(self) -> int:

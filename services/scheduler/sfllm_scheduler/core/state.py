@@ -24,6 +24,9 @@ from sfllm_scheduler.core.cohorts import POLICIES
 from sfllm_scheduler.core.drain_rate import DrainRate
 from sfllm_scheduler.core.events import Action, Field, Happening, Record, ToGateway, ToWorker
 from sfllm_scheduler.core.expiry import Deadlines
+from sfllm_scheduler.core.output_lengths import OutputLengths
+from sfllm_scheduler.core.pace import Pace
+from sfllm_scheduler.core.rate_limits import RateLimits
 from sfllm_scheduler.core.requests import Key, Rank, Request
 from sfllm_scheduler.core.waiting import WaitingRequests
 from sfllm_scheduler.core.workers import HoldKey, Worker
@@ -39,6 +42,8 @@ class PolicyValues(msgspec.Struct, frozen=True, kw_only=True):
     max_queue_requests: int = 1024
     max_overtakes: int = 16
     tenant_weights: tuple[tuple[str, float], ...] = ()
+    tenant_requests_per_minute: int | None = None
+    tenant_tokens_per_minute: int | None = None
     worker_wait_seconds: float = 30.0
     beat_seconds: float = 2.0
     lease_seconds: float = 6.0
@@ -74,6 +79,8 @@ class Model:
         self.assets_ready = not card.assets
         self.waiting = WaitingRequests(fair=POLICIES[policy.policy].fair, weights=dict(policy.tenant_weights))
         self.backlog = Backlog()
+        self.outputs = OutputLengths()
+        self.pace = Pace()
         self.workers: dict[bytes, Worker] = {}
         self.workerless_since: float | None = now
         self.recheck_at: float | None = None
@@ -111,6 +118,7 @@ class State:
         self.recent: OrderedDict[Key, Ended] = OrderedDict()
         self.deadlines = Deadlines()
         self.drain_rate = DrainRate()
+        self.limits = RateLimits(policy.tenant_requests_per_minute, policy.tenant_tokens_per_minute)
         self.waiting_count = 0
         self.sequence = 0
         self.last_lease = 0

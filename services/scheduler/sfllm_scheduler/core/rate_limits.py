@@ -1,0 +1,92 @@
+"""Limits per tenant as token buckets: requests and tokens a minute, with bursts of a minute's worth.
+
+They are kept here because every gateway would otherwise allow the whole limit. A bucket that is full again
+says nothing and is dropped, so memory holds tenants of the last minute or so.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+MINUTE_SECONDS = 60.0
+MAX_TENANTS = 65536
+"""Beyond so many the one that has been quiet for longest is forgotten: it has its whole limit again."""
+
+
+class _Bucket:
+    """What a tenant has left, as of `at`. `tokens` is negative when it used more than was expected."""
+
+    __slots__ = ("at", "requests", "tokens")
+
+    def __init__(self, requests: float, tokens: float, at: float) -> None:
+        self.requests = requests
+        self.tokens = tokens
+        self.at = at
+
+
+class RateLimits:
+    """Token buckets of all tenants. None sets no limit."""
+
+    def __init__(self, requests_per_minute: int | None, tokens_per_minute: int | None) -> None:
+        self._requests = requests_per_minute
+        self._tokens = tokens_per_minute
+        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._buckets)
+
+    def take(self, tenant: str, tokens: float, now: float) -> float:
+        """Count a request of so many tokens: 0.0, or the seconds until it would be allowed.
+
+        One that is larger than a minute's worth goes when the bucket is full, and leaves a debt.
+        """
+        if self._requests is None and self._tokens is None:
+            return 0.0
+        bucket = self._bucket(tenant, now)
+        wait = 0.0
+        if self._requests is not None:
+            wait = max(wait, _seconds_until(1.0, bucket.requests, self._requests))
+        if self._tokens is not None:
+            wait = max(wait, _seconds_until(min(tokens, self._tokens), bucket.tokens, self._tokens))
+        if wait == 0.0:
+            bucket.requests -= 1.0
+            bucket.tokens -= tokens
+        return wait
+
+    def correct(self, tenant: str, tokens: float, now: float) -> None:
+        """A request used so many tokens more (or less) than it was counted for."""
+        if self._tokens is not None:
+            bucket = self._bucket(tenant, now)
+            bucket.tokens = min(bucket.tokens - tokens, float(self._tokens))
+
+    def _bucket(self, tenant: str, now: float) -> _Bucket:
+        """The tenant's bucket as it is now. Two others are looked at in passing, so full ones do not stay."""
+        for _ in range(2):
+            oldest = next(iter(self._buckets), tenant)
+            if oldest != tenant and (
+                len(self._buckets) >= MAX_TENANTS or self._refill(self._buckets[oldest], now)
+            ):
+                del self._buckets[oldest]
+        bucket = self._buckets.get(tenant)
+        if bucket is None:
+            bucket = self._buckets[tenant] = _Bucket(self._requests or 0.0, self._tokens or 0.0, now)
+        self._buckets.move_to_end(tenant)
+        self._refill(bucket, now)
+        return bucket
+
+    def _refill(self, bucket: _Bucket, now: float) -> bool:
+        """Add what time has brought; whether it is full."""
+        minutes = max(0.0, now - bucket.at) / MINUTE_SECONDS
+        bucket.at = max(now, bucket.at)
+        full = True
+        if self._requests is not None:
+            bucket.requests = min(self._requests, bucket.requests + minutes * self._requests)
+            full = bucket.requests >= self._requests
+        if self._tokens is not None:
+            bucket.tokens = min(self._tokens, bucket.tokens + minutes * self._tokens)
+            full = full and bucket.tokens >= self._tokens
+        return full
+
+
+def _seconds_until(wanted: float, left: float, per_minute: int) -> float:
+    return max(0.0, wanted - left) * MINUTE_SECONDS / per_minute
