@@ -29,23 +29,30 @@ class Line:
         self.by_size = Banded(attrgetter("size_band"))
         self.overtakers: list[Rank] = []
         self._bound: int | None = None
+        self._oldest: Request | None = None
 
     def add(self, request: Request) -> None:
         """Put a request in its place."""
         self.by_uncached.add(request)
         self.by_size.add(request)
         self.count += 1
+        if self._oldest is not None and request.rank < self._oldest.rank:
+            self._oldest = request
 
     def remove(self, request: Request) -> None:
         """Take a request out."""
         self.by_uncached.remove(request)
         self.by_size.remove(request)
         self.count -= 1
+        if self._oldest is request:
+            self._oldest = None
 
     @property
     def oldest(self) -> Request:
         """The request that came first. Only while there is one."""
-        return min(self.by_size.heads(), key=_rank)
+        if self._oldest is None:
+            self._oldest = min(self.by_size.heads(), key=_rank)
+        return self._oldest
 
     @property
     def spent(self) -> bool:

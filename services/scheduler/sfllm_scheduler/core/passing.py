@@ -41,6 +41,9 @@ class Passing:
 
     def _find_oldest(self) -> Request | None:
         """The oldest that is not chosen yet; bands that are too large for the worker are left out."""
+        first = self._line.oldest
+        if first not in self._chosen and self._worker.can_ever_run(first):
+            return first
         if self._by_age is None:
             largest = min(self._worker.capacity.kv_tokens, self._worker.card.max_model_len)
             self._by_age = self._line.by_size.by_age(band_of(largest))

@@ -70,14 +70,17 @@ class PriorityClass:
     def review(self, tenant: str) -> None:
         """What a tenant was served has changed: give its line its new place."""
         line = self.lines.get(tenant)
-        if line is not None:
-            self._by_served.remove((line.served, tenant))
-            if line.parked:
-                self._unpark(line)
-            line.served = self._tenants.served(tenant)
-            self._by_served.add((line.served, tenant))
-            if line.served > self._limit:
-                self._park(line)
+        served = self._tenants.served(tenant)
+        if line is None or line.served == served:
+            return
+        self._by_served.remove((line.served, tenant))
+        self._by_served.add((served, tenant))
+        if line.parked:
+            self.parked.remove((line.served, tenant))
+            self.parked.add((served, tenant))
+        line.served = served
+        if not line.parked and served > self._limit:
+            self._park(line)
         self._unpark_those_in_reach()
 
     def forget_overtakers(self, tenant: str) -> None:
