@@ -92,11 +92,14 @@ def _schedulers(
 ) -> list[tuple[str, SchedulerSettings]]:
     """Each scheduler's name and settings; one that is alone needs no number."""
     count = settings.serve.schedulers
+    record = settings.scheduler.record
     return [
         (
             "scheduler" if count == 1 else f"scheduler-{index}",
             msgspec.structs.replace(
-                settings.scheduler, **{name: found[index] for name, found in addresses.items()}
+                settings.scheduler,
+                record=record if record is None or count == 1 else f"{record}-{index}",
+                **{name: found[index] for name, found in addresses.items()},
             ),
         )
         for index in range(count)

@@ -115,6 +115,16 @@ class SchedulerSettings(CommonSettings, frozen=True, kw_only=True):
     ] = 30.0
     beat_seconds: Annotated[float, Meta(gt=0, description="interval of liveness messages")] = 2.0
     lease_seconds: Annotated[float, Meta(gt=0, description="silence after which a peer counts as lost")] = 6.0
+    record: Annotated[
+        str | None,
+        Meta(
+            description="a file for every event that decisions depend on, without texts and token ids; "
+            "`sfllm replay` decides them again"
+        ),
+    ] = None
+    record_max_bytes: Annotated[
+        int, Meta(ge=2**16, description="recording ends when the file has so much")
+    ] = 2**30
 
 
 class WorkerSettings(CommonSettings, frozen=True, kw_only=True):

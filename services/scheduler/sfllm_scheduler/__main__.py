@@ -45,8 +45,8 @@ def main() -> int:
     metrics = Metrics(settings.metrics_prefix)
     try:
         service = SchedulerService(settings, metrics)
-    except zmq.ZMQError:
-        return 1  # the service has said which address
+    except (zmq.ZMQError, OSError):
+        return 1  # the service has said which address or file
     admin: AdminServer | None = None
     try:
         admin = _admin_server(settings, metrics, service)

@@ -6,6 +6,8 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 
 import structlog
 import zmq
@@ -34,6 +36,7 @@ from sfllm_scheduler.core.events import (
 from sfllm_scheduler.core.state import PolicyValues
 from sfllm_scheduler.link import Link
 from sfllm_scheduler.observe import Observer
+from sfllm_scheduler.recorder import Recorder
 
 log = structlog.get_logger()
 
@@ -51,7 +54,9 @@ _POLLIN = int(zmq.POLLIN)  # pyzmq's enumeration makes a poll several times slow
 
 
 class SchedulerService:
-    """Owns the sockets and the core from construction until `close`. Raises zmq.ZMQError if bound elsewhere.
+    """Owns the sockets and the core from construction until `close`.
+
+    Raises zmq.ZMQError if an address is bound elsewhere, OSError if the record cannot be written.
 
     Everything but `problem` is called from one thread.
     """
@@ -64,13 +69,17 @@ class SchedulerService:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.epoch = secrets.randbits(62)
         self.core = SchedulerCore(policy_values(settings), self.epoch)
+        self._decide = self.core.handle
+        self._recorder: Recorder | None = None
         self._relay = AssetRelay()
         self._links: list[Link] = []
         try:
             self.gateways = self._bind("gateway", settings.gateway_address, GATEWAY_TO_SCHEDULER)
             self.workers = self._bind("worker", settings.worker_address, WORKER_TO_SCHEDULER)
             self.assets = self._bind("asset", settings.asset_address, ASSETS)
-        except zmq.ZMQError:
+            if settings.record is not None:
+                self._record(settings.record, settings.record_max_bytes)
+        except (zmq.ZMQError, OSError):
             self.close()
             raise
         self._poller = zmq.Poller()
@@ -89,6 +98,14 @@ class SchedulerService:
             raise
         self._links.append(link)
         return link
+
+    def _record(self, path: str, max_bytes: int) -> None:
+        try:
+            self._recorder = Recorder(Path(path), max_bytes, self.core, version("sfllm"))
+        except OSError as error:
+            log.error("cannot record", file=path, error=str(error))
+            raise
+        self._decide = self._recorder.handle
 
     def run(self, stopped: Callable[[], bool]) -> None:
         """Turn until `stopped()`; it is asked at least every tenth of a second."""
@@ -146,13 +163,15 @@ class SchedulerService:
             time.sleep(FLUSH_MILLISECONDS / 1000)
         for link in self._links:
             link.close()
+        if self._recorder is not None:
+            self._recorder.close()
         self._context.term()
 
     def _handle(self, event: Event, now: float) -> None:
         """Give an event to the core and do what it says, and what follows from failures to do so."""
         events: deque[Event] = deque([event])
         while events:
-            for action in self.core.handle(events.popleft(), now):
+            for action in self._decide(events.popleft(), now):
                 failed = self._perform(action, now)
                 if failed is not None:
                     events.append(failed)
