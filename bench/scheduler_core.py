@@ -1,4 +1,4 @@
-"""Microseconds of the scheduler's core for a request's whole life, by length of the queue and size of the fleet.
+"""Microseconds of the scheduler's core for a request's whole life, by length of queue and size of fleet.
 
 `python bench/scheduler_core.py [--policy auto] [--requests 5000]`. No sockets: messages go straight into the
 core. A queue of the given length is filled first; then every turn a few requests end, as many come, and the
@@ -15,7 +15,6 @@ import time
 from sfllm.messages import (
     Capacity,
     Finished,
-    GatewayBeat,
     GatewayHello,
     Grant,
     GrantedRequest,
