@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sfllm.config import parse
+from sfllm.config import Settings, parse
 from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
 from sfllm_cli.main import main
 from sfllm_cli.serve_plan import child_environment, child_specs, local_url
@@ -99,6 +99,62 @@ def test_each_process_gets_the_settings_it_shares_and_private_addresses(tmp_path
         (scheduler, SchedulerSettings),
     ):
         parse(cls, prog="", description="", argv=command[3:], environ={})
+
+
+def test_each_of_several_schedulers_has_its_own_addresses_and_others_have_all(tmp_path: Path) -> None:
+    given = settings("--schedulers=2", "--workers=2", "--admin-port=9100")
+    specs = {spec.name: spec for spec in child_specs(given, tmp_path, {}, cores=8)}
+    assert list(specs) == ["scheduler-0", "scheduler-1", "gateway-0", "worker-0", "worker-1"]
+    for link in ("gateway", "worker", "asset"):
+        one, other = (f"ipc://{tmp_path}/{link}-{index}" for index in range(2))
+        assert f"--{link}-address={one}" in specs["scheduler-0"].command
+        assert f"--{link}-address={other}" in specs["scheduler-1"].command
+        for name, links in (("gateway-0", ("gateway", "asset")), ("worker-1", ("worker", "asset"))):
+            if link in links:
+                assert f"--{link}-address={one},{other}" in specs[name].command
+    ports = [next(part for part in spec.command if "--admin-port" in part) for spec in specs.values()]
+    assert ports == [f"--admin-port={port}" for port in range(9100, 9105)]
+
+
+@pytest.mark.parametrize(
+    ("cls", "flags", "message"),
+    [
+        (
+            GatewaySettings,
+            ["--gateway-address=tcp://a:1,tcp://b:1", "--asset-address=tcp://a:2"],
+            "--gateway-address has 2 and --asset-address has 1: each scheduler needs an address in both",
+        ),
+        (
+            WorkerSettings,
+            ["--asset-address=tcp://a:1,tcp://b:1"],
+            "--worker-address has 1 and --asset-address has 2: each scheduler needs an address in both",
+        ),
+        (
+            WorkerSettings,
+            ["--worker-address=tcp://a:1,tcp://a:1", "--asset-address=tcp://a:1,tcp://b:1"],
+            "--worker-address: a scheduler is named twice",
+        ),
+        (GatewaySettings, ["--gateway-address=", "--asset-address="], "length >= 1"),
+        (AllServeSettings, ["--schedulers=2", "--worker-address=tcp://a:1"], "has 1 for --schedulers 2"),
+    ],
+)
+def test_addresses_that_do_not_fit_together_are_refused(
+    cls: type[Settings], flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse(cls, prog="", description="", argv=flags, environ={})
+    assert message in capsys.readouterr().err
+
+
+def test_several_addresses_mean_the_same_from_flags_variables_and_files(tmp_path: Path) -> None:
+    both = ("tcp://a:1", "tcp://b:1")
+    file = tmp_path / "sfllm.yaml"
+    file.write_text("worker-address: [tcp://a:1, tcp://b:1]\nasset_address: [tcp://a:1, tcp://b:1]\n")
+    variables = {"SFLLM_WORKER_ADDRESS": ",".join(both), "SFLLM_ASSET_ADDRESS": ",".join(both)}
+    flags = [f"--worker-address={','.join(both)}", "--asset-address", *both]
+    for argv, environ in ((flags, {}), ([], variables), (["--config", str(file)], {})):
+        found = parse(WorkerSettings, prog="", description="", argv=argv, environ=environ)
+        assert (found.worker_address, found.asset_address) == (both, both)
 
 
 def test_processes_stop_gateways_first_and_the_scheduler_last(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from scheduler_model import BEAT_SECONDS, LEASE_SECONDS, LENGTH, SchedulerModel,
 from sfllm import wire
 from sfllm.errors import ServiceError
 from sfllm.messages import (
+    Admitted,
+    Asset,
     Cancel,
     GatewayWelcome,
     Interrupted,
@@ -21,6 +23,7 @@ from sfllm.messages import (
     Models,
     ModelState,
     Sampling,
+    SchedulerBeat,
     Submit,
     Tokens,
 )
@@ -289,3 +292,32 @@ def test_other_content_by_the_same_name_is_not_served_and_said_once() -> None:
     assert len(wired.submits(0)) == 20
     wired.say(0, Models((ModelState(CARD, 0),)))
     assert wired.models == (ModelState(other, 5),)
+
+
+def test_a_scheduler_that_is_silent_for_a_lease_loses_its_streams_to_the_others() -> None:
+    wired = Wired()
+    opened = wired.open_at(0)
+    wired.say(0, Admitted(opened.stream.handle, 0), at=1.0)
+    wired.say(1, SchedulerBeat(6), at=LEASE_SECONDS)
+    wired.tables.tick(LEASE_SECONDS + 1.5)
+    assert [submit.handle for submit in wired.submits(1)] == [opened.stream.handle]
+    assert wired.tables.connected == 1
+
+
+def test_late_news_of_a_lost_scheduler_change_nothing() -> None:
+    wired = Wired()
+    wired.tables.lose(0, "gone", 1.0)
+    wired.say(0, Models((ModelState(CARD, 7),)), at=1.5)
+    assert wired.models == (ModelState(CARD, 1),)
+
+
+def test_the_schedulers_that_have_an_asset_are_those_that_serve_a_model_with_it() -> None:
+    wired = Wired()
+    asset = Asset("tokenizer.json", "0" * 64, 3)
+    card = ModelCard("other", (), "other", 0, 128, 259, (256,), (asset,))
+    assert wired.tables.holders(asset) == []
+    wired.say(1, Models((ModelState(CARD, 1), ModelState(card, 1))))
+    assert wired.tables.holders(asset) == [1]
+    assert [state.card.name for state in wired.models] == ["m", "other"]
+    wired.tables.lose(1, "gone", 1.0)
+    assert wired.tables.holders(asset) == []

@@ -144,10 +144,11 @@ def test_a_worker_goes_where_it_is_welcome_and_moves_by_drain_when_the_better_on
         return len(worse.of(WorkerFinished)) + len(worse.of(WorkerReturned))
 
     def is_draining_with_work() -> bool:
+        """Two requests at a time, half of one apart: the worker is never idle."""
         nonlocal granted
-        if ended() == granted:
+        while not worse.has(WorkerDraining) and ended() > granted - 2:
             granted += 1
-            worse.grant(granted, max_tokens=400)
+            worse.grant(granted, max_tokens=200 if granted == 1 else 400)
         return worse.has(WorkerDraining)
 
     pair.until(is_draining_with_work, MOVE_SECONDS)
