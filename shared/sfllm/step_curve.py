@@ -40,7 +40,7 @@ class StepCurveFit:
     """Least squares over the steps so far, those long ago counting less, no part of it below zero.
 
     The best of all subsets of the four features is taken (Lawson and Hanson's problem, small enough for
-    trying all): what the steps do not tell apart, such as rows and context of equal sequences, one has all of.
+    trying all): what the steps do not tell apart, such as rows and context of equal ones, one has all of.
     """
 
     def __init__(self) -> None:
