@@ -16,6 +16,7 @@ from sfllm.messages import (
     Resend,
     WorkerBeat,
     WorkerCancel,
+    WorkerDraining,
     WorkerHeld,
     WorkerResend,
     WorkerReturned,
@@ -247,6 +248,7 @@ def test_a_resend_from_an_impossible_index_is_malformed(driver: Driver) -> None:
 
 def test_a_request_that_a_leaving_worker_returns_may_run_elsewhere(driver: Driver) -> None:
     worker, handle = running(driver)
+    driver.send(FromWorker(worker, WorkerDraining(driver.lease(worker))))
     driver.send(FromWorker(worker, WorkerReturned(driver.lease(worker), GATEWAY, handle, 0)))
     assert driver.to_gateway(Interrupted) == [Interrupted(handle, 0, "drain", "W1")]
     assert driver.to_worker(WorkerCancel, worker) == []

@@ -119,7 +119,7 @@ class Observer:
             held = sum(len(worker.holds) for worker in model.workers.values())
             self._running.labels(name).set(held)
             reasons["suspect"] += len(model.waiting.suspects)
-            reasons["capacity" if model.serving else "no_worker"] += model.waiting.ordinary_count
+            reasons["capacity" if model.fleet.serving else "no_worker"] += model.waiting.ordinary_count
             bands.update(model.waiting.by_band)
         for reason, count in reasons.items():
             self._reasons.labels(reason).set(count)

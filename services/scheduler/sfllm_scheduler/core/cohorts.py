@@ -42,9 +42,10 @@ PRIORITIES_LOOKED_AT = 16
 class Room:
     """What is left of one worker while a cohort is put together.
 
-    `share` is the number of sequences after which the cohort is complete, so that a burst
-    spreads over workers. `avoid` skips requests that were last on this worker. `prefill_tokens` is what
-    is left of its window of outstanding prefill, and `uncached(request)` what of a request its cache lacks.
+    `share` is the number of sequences after which the cohort is complete, so that a burst spreads over
+    workers. `avoid` skips requests that were last on this worker; `avoided` says that there was one.
+    `prefill_tokens` is what is left of its window of outstanding prefill, and `uncached(request)` what of
+    a request its cache lacks.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Room:
         self.slots = worker.free_slots
         self.kv_tokens = worker.free_kv_tokens
         self.step_tokens = worker.capacity.step_tokens
+        self.avoided = False
         self._share = share
         self._avoid = avoid
 
@@ -73,6 +75,7 @@ class Room:
     def fits(self, request: Request) -> bool:
         """Whether the request could be granted now."""
         if self._avoid and request.submit.last_worker == self.worker.worker_id:
+            self.avoided = True
             return False
         return (
             self.worker.can_ever_run(request)

@@ -132,9 +132,10 @@ class SchedulerCore:
             case WorkerFinished():
                 relay.finished(state, worker, message, now)
             case WorkerBeat():
+                relay.beat(state, worker, message, arrays)
                 reconcile.compare_worker(state, worker, message.digest)
             case WorkerProgress():
-                pass
+                relay.progress(state, worker, message)
             case WorkerFault():
                 relay.fault(state, worker, message, now)
             case WorkerDraining():

@@ -31,7 +31,7 @@ def cancel_choices(state: State, request: Request, choices: Iterable[int], reaso
         state.close_choice(request, choice)
         if request.worker is None:
             request.without_choice(choice)
-            state.models[request.model].may_grant = True
+            state.queue_changed(state.models[request.model])
         else:
             cancel_at_worker(
                 state, state.workers[request.worker], request.key, request.submit.attempt, choice

@@ -7,6 +7,7 @@ from functools import reduce
 from operator import xor
 
 from sfllm.holdings import OpenChoice, digest
+from sfllm_scheduler.core.fleet_check import check_fleet
 from sfllm_scheduler.core.requests import Request
 from sfllm_scheduler.core.state import Model, State
 from sfllm_scheduler.core.suspects import group_cap
@@ -45,7 +46,10 @@ def _check_worker(state: State, worker: Worker) -> None:
     _require(worker.used_kv_tokens == sum(hold.kv_tokens for hold in holds), f"{name}: cache does not add up")
     held = _digest(hold.request for hold in holds)
     _require(worker.digest == held, f"{name}: the digest is wrong")
-    _require(worker.free_slots >= 0 and worker.free_kv_tokens >= 0, f"{name}: over capacity")
+    _require(worker.free_kv_tokens >= 0, f"{name}: over capacity")
+    charged = sum(hold.prefill_tokens for hold in holds)
+    _require(0 <= worker.prefill.tokens <= charged, f"{name}: outstanding prefill of what it does not hold")
+    _require(worker.prefill.charged == charged, f"{name}: prefill does not add up")
     sizes = {trial.group_size for trial in worker.probation.values()}
     _require(len(sizes) < 2, f"{name}: suspects of different crashes together")
     _require(all(len(worker.probation) <= group_cap(size) for size in sizes), f"{name}: too many suspects")
@@ -68,8 +72,9 @@ def _digest(requests: Iterable[Request]) -> int:
 
 def _check_model(model: Model) -> None:
     name = model.card.name
-    _require((model.workerless_since is None) == bool(model.serving), f"{name}: workerless or not?")
+    _require((model.workerless_since is None) == bool(model.fleet.serving), f"{name}: workerless or not?")
     check_waiting(name, model.waiting)
+    check_fleet(name, model.fleet)
 
 
 def _require(condition: bool, text: str) -> None:

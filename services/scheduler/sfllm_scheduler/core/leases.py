@@ -18,6 +18,7 @@ from sfllm.messages import (
     WorkerWelcome,
 )
 from sfllm_scheduler.core import suspects
+from sfllm_scheduler.core.cohorts import POLICIES
 from sfllm_scheduler.core.endings import interrupt
 from sfllm_scheduler.core.events import ForgetGateway, ForgetWorker, NeedAssets, ToGateway, ToWorker
 from sfllm_scheduler.core.state import Gateway, Model, State
@@ -69,7 +70,13 @@ def worker_hello(state: State, peer: bytes, message: WorkerHello, now: float) ->
     worker.lease = state.last_lease
     state.workers[peer] = worker
     policy = state.policy
-    welcome = WorkerWelcome(state.epoch, worker.lease, policy.beat_seconds, policy.lease_seconds)
+    welcome = WorkerWelcome(
+        state.epoch,
+        worker.lease,
+        policy.beat_seconds,
+        policy.lease_seconds,
+        POLICIES[policy.policy].shortest_first,
+    )
     state.emit(ToWorker(peer, welcome))
     model = _model_for(state, message.card, now)
     if model is None:
@@ -77,7 +84,7 @@ def worker_hello(state: State, peer: bytes, message: WorkerHello, now: float) ->
         state.emit(ToWorker(peer, Drain(worker.lease)))
         state.record("worker_refused", worker=worker.worker_id, model=message.card.name)
         return
-    model.workers[peer] = worker
+    model.fleet.join(worker)
     model.backlog.reset()
     model.workerless_since = None
     model.recheck_at = now + policy.worker_wait_seconds
@@ -109,6 +116,7 @@ def worker_draining(state: State, worker: Worker, now: float) -> None:
     if worker.draining:
         return
     worker.draining = True
+    state.worker_changed(worker)
     state.record("worker_draining", worker=worker.worker_id)
     _after_leaving(state, worker, now)
 
@@ -152,6 +160,10 @@ def sweep(state: State, now: float) -> None:
         state.recent.popitem(last=False)
     for worker in state.workers.values():
         _look_after_suspects(state, worker, now)
+    for model in state.models.values():
+        if model.waiting:
+            model.fleet.look_again()
+            model.may_grant = True
 
 
 def _excuse_silence(state: State, now: float) -> None:
@@ -165,7 +177,7 @@ def _excuse_silence(state: State, now: float) -> None:
 def _look_after_suspects(state: State, worker: Worker, now: float) -> None:
     """Clear suspects that have run for long enough, and make room for one that must be alone."""
     if suspects.clear_by_time(worker, now):
-        state.may_grant(worker)
+        state.worker_changed(worker)
     waits = worker.reserved is not None and state.find(worker.reserved.key) is worker.reserved
     if waits and suspects.must_be_emptied(worker, now):
         for key, hold in list(worker.holds.items()):
@@ -177,7 +189,7 @@ def _remove_worker(state: State, worker: Worker, cause: str, now: float) -> None
     _interrupt_held(state, worker, cause, now, suspects.blame(worker) if cause in CRASHES else {})
     del state.workers[worker.peer]
     model = state.models.get(worker.card.name)
-    if model is not None and model.workers.pop(worker.peer, None) is not None:
+    if model is not None and model.fleet.leave(worker):
         _after_leaving(state, worker, now)
         model.recheck_at = now + state.policy.worker_wait_seconds
 
@@ -187,7 +199,7 @@ def _after_leaving(state: State, worker: Worker, now: float) -> None:
     model = state.models.get(worker.card.name)
     if model is not None:
         model.backlog.reset()
-        if model.workerless_since is None and not model.serving:
+        if model.workerless_since is None and not model.fleet.serving:
             model.workerless_since = now
     state.announce_models()
 

@@ -58,7 +58,7 @@ def check_in_time(model: Model, message: Submit, now: float) -> None:
     known how fast that goes.
     """
     before = model.waiting.before(message.priority)
-    at_once = sum(worker.capacity.slots for worker in model.serving)
+    at_once = model.fleet.slots
     if message.attempt > 0 or before <= at_once:
         return
     wait = model.backlog.expected_wait(before, at_once, now)

@@ -8,8 +8,10 @@ from sfllm.errors import ErrorCode
 from sfllm.messages import (
     Rejected,
     Tokens,
+    WorkerBeat,
     WorkerFault,
     WorkerFinished,
+    WorkerProgress,
     WorkerPromptLogprobs,
     WorkerReturned,
     WorkerTokens,
@@ -38,7 +40,7 @@ def tokens(state: State, worker: Worker, message: WorkerTokens, arrays: Sequence
         return
     state.to_gateway(message.gateway, _TOKENS, tuple(arrays))
     if worker.probation and suspects.note_progress(worker, message.gateway, arrays):
-        state.may_grant(worker)
+        state.worker_changed(worker)
 
 
 def prompt_logprobs(state: State, message: WorkerPromptLogprobs, arrays: Sequence[Array]) -> None:
@@ -65,12 +67,34 @@ def finished(state: State, worker: Worker, message: WorkerFinished, now: float) 
 
 
 def returned(state: State, worker: Worker, message: WorkerReturned, now: float) -> None:
-    """A worker that leaves gives back what it has not begun."""
+    """A worker gives back what it has not begun: it leaves, or it was asked to (`recall.py`)."""
     key = HoldKey(Key(message.gateway, message.handle), message.attempt)
     if key not in worker.holds:
         state.record("dropped", kind="returned", worker=worker.worker_id)
         return
-    interrupt(state, state.release(worker, key), "drain", worker.worker_id, now)
+    cause = "drain" if worker.draining else "moved"
+    interrupt(state, state.release(worker, key), cause, worker.worker_id, now)
+
+
+def progress(state: State, worker: Worker, message: WorkerProgress) -> None:
+    """A worker says how much it has left to prefill."""
+    try:
+        worker.prefill.progress(message.grants, message.pending_tokens)
+    except ValueError as error:
+        state.record("malformed", link="worker", peer=worker.worker_id, error=str(error))
+        return
+    state.worker_changed(worker)
+
+
+def beat(state: State, worker: Worker, message: WorkerBeat, arrays: Sequence[Array]) -> None:
+    """A worker beats: how many sequences it takes now, how fast it is, what its cache has."""
+    worker.follow(message.slots, message.step_curve)
+    if message.digest == worker.digest and worker.holds:
+        worker.prefill.arrived(next(reversed(worker.holds.values())).grant)
+    model = state.models.get(worker.card.name)
+    if model is not None and worker.peer in model.workers:
+        model.fleet.prefixes.beat(worker.lease, arrays[0])
+        state.worker_changed(worker)
 
 
 def fault(state: State, worker: Worker, message: WorkerFault, now: float) -> None:

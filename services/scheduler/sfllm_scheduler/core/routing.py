@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from functools import partial
 
 from sfllm.messages import Grant, GrantedRequest
 from sfllm_scheduler.core import suspects
@@ -23,51 +24,82 @@ def grant_all(state: State, now: float) -> None:
             continue
         model.may_grant = False
         waited = len(model.waiting)
-        _grant_suspects(state, model, now)
-        # A retried request first looks for a worker other than its last one.
-        for avoid in (True, False):
-            _grant_model(state, model, now, avoid=avoid)
+        _end_reservations(model)
+        if model.waiting.suspects:
+            _grant_suspects(state, model, now)
+            _end_reservations(model)
+        _grant_ordinary(state, model, now)
         model.backlog.note(waited - len(model.waiting), len(model.waiting), now)
 
 
 def _grant_suspects(state: State, model: Model, now: float) -> None:
     """Suspects go first: they ran before, and few of them can go at a time."""
-    _end_reservations(model)
-    serving = model.serving
     left = 0
     for request in list(model.waiting.suspects):
         if request.worker is not None:
             continue  # it went with an earlier one
-        worker = suspects.place(serving, request)
+        worker = suspects.place(model.fleet, request)
         if worker is not None:
             _grant(state, model, worker, suspects.group(worker, request, model.waiting.suspects), now)
             continue
-        suspects.reserve(serving, request, now)
+        suspects.reserve(model.fleet, request, now)
         left += 1
         if left > LOOK_AHEAD:
             break
-    _end_reservations(model)
 
 
 def _end_reservations(model: Model) -> None:
     """Open workers that were kept free for a suspect which does not wait any more."""
-    for worker in model.workers.values():
+    for worker in list(model.fleet.special.values()):
         if worker.reserved is not None and (worker.draining or worker.reserved not in model.waiting):
             worker.reserved = None
+            model.fleet.update(worker)
 
 
-def _grant_model(state: State, model: Model, now: float, *, avoid: bool) -> None:
+def _grant_ordinary(state: State, model: Model, now: float) -> None:
+    """Grant until nothing that waits fits any worker. Retried requests look for another worker first."""
+    fleet = model.fleet
+    tried: set[int] = set()
+    last_resorts: list[Worker] = []
+    while model.waiting.ordinary_count and (worker := _next_worker(state, model, tried, now)):
+        room = _room(model, worker, avoid=True)
+        if not _grant_cohort(state, model, room, now):
+            tried.add(worker.lease)
+            fleet.set_aside(worker)
+            if room.avoided:
+                last_resorts.append(worker)
+    for worker in last_resorts:
+        while model.waiting.ordinary_count and worker.is_ready:
+            if not _grant_cohort(state, model, _room(model, worker, avoid=False), now):
+                fleet.set_aside(worker)
+                break
+
+
+def _next_worker(state: State, model: Model, tried: set[int], now: float) -> Worker | None:
+    """The best worker for the most urgent request, or the least busy one when that fits nowhere."""
     policy = POLICIES[state.policy.policy]
-    candidates = [worker for worker in model.serving if worker.has_room and worker.takes_anybody]
-    while candidates and model.waiting.ordinary_count:
-        worker = min(candidates, key=lambda worker: worker.load)
-        share = -(-model.waiting.ordinary_count // len(candidates))
-        room = Room(worker, share, avoid=avoid)
-        cohort = policy.cohort(model.waiting, room, now, state.policy.max_overtakes)
-        if cohort:
-            _grant(state, model, worker, cohort, now)
-        if not cohort or not worker.has_room:
-            candidates.remove(worker)
+    anchor = policy.anchor(model.waiting, now)
+    worker = model.fleet.choose(anchor, by_prefix=policy.by_prefix) if anchor is not None else None
+    return worker if worker is not None and worker.lease not in tried else model.fleet.least_busy()
+
+
+def _room(model: Model, worker: Worker, *, avoid: bool) -> Room:
+    return Room(
+        worker,
+        -(-model.waiting.ordinary_count // max(1, model.fleet.ready_count)),
+        avoid=avoid,
+        prefill_tokens=worker.prefill_window - worker.prefill.tokens,
+        uncached=partial(model.fleet.uncached, worker),
+    )
+
+
+def _grant_cohort(state: State, model: Model, room: Room, now: float) -> bool:
+    """Grant what the policy chooses for a worker; whether there was anything."""
+    policy = POLICIES[state.policy.policy]
+    cohort = policy.cohort(model.waiting, room, now, state.policy.max_overtakes)
+    if cohort:
+        _grant(state, model, room.worker, cohort, now)
+    return bool(cohort)
 
 
 def _grant(state: State, model: Model, worker: Worker, cohort: list[Request], now: float) -> None:
@@ -77,14 +109,20 @@ def _grant(state: State, model: Model, worker: Worker, cohort: list[Request], no
     prompts, generated, prefixes = array("I"), array("I"), array("Q")
     granted = []
     lengths = []
+    cached_tokens = 0
+    number = worker.prefill.next_grant()
     for request in cohort:
         granted.append(_granted(request, now))
         lengths.append(len(request.prompt))
         prompts.frombytes(request.prompt.cast("B"))
         generated.frombytes(request.generated.cast("B"))
         prefixes.frombytes(request.prefixes.cast("B"))
-        worker.hold(request, now)
+        uncached = model.fleet.uncached(worker, request)
+        cached_tokens += request.tokens - uncached
+        worker.hold(request, number, uncached, now)
+        model.fleet.prefixes.grant(worker.lease, request.prefixes)
         request.drop_arrays()
+    model.fleet.update(worker)
     message = Grant(worker.lease, tuple(granted))
     arrays = (memoryview(prompts), memoryview(generated), memoryview(prefixes))
     state.emit(ToWorker(worker.peer, message, arrays))
@@ -95,6 +133,8 @@ def _grant(state: State, model: Model, worker: Worker, cohort: list[Request], no
         worker=worker.worker_id,
         spread=max(lengths) / min(lengths),
         queue_seconds=tuple(entry.queue_seconds for entry in granted),
+        prompt_tokens=sum(lengths),
+        cached_tokens=cached_tokens,
     )
 
 

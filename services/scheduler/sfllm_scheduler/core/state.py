@@ -10,9 +10,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from functools import reduce
 from math import inf
-from operator import xor
 from typing import NamedTuple
 
 import msgspec
@@ -24,12 +22,13 @@ from sfllm_scheduler.core.cohorts import POLICIES
 from sfllm_scheduler.core.drain_rate import DrainRate
 from sfllm_scheduler.core.events import Action, Field, Happening, Record, ToGateway, ToWorker
 from sfllm_scheduler.core.expiry import Deadlines
+from sfllm_scheduler.core.fleet import PROBES, Fleet
 from sfllm_scheduler.core.output_lengths import OutputLengths
 from sfllm_scheduler.core.pace import Pace
 from sfllm_scheduler.core.rate_limits import RateLimits
 from sfllm_scheduler.core.requests import Key, Rank, Request
 from sfllm_scheduler.core.waiting import WaitingRequests
-from sfllm_scheduler.core.workers import HoldKey, Worker
+from sfllm_scheduler.core.workers import HoldKey, Worker, mark_of
 
 MAX_MODELS = 256
 MAX_RECENT = 8192
@@ -81,15 +80,15 @@ class Model:
         self.backlog = Backlog()
         self.outputs = OutputLengths()
         self.pace = Pace()
-        self.workers: dict[bytes, Worker] = {}
+        self.fleet = Fleet()
         self.workerless_since: float | None = now
         self.recheck_at: float | None = None
         self.may_grant = False
 
     @property
-    def serving(self) -> list[Worker]:
-        """Its workers that take new requests."""
-        return [worker for worker in self.workers.values() if not worker.draining]
+    def workers(self) -> dict[bytes, Worker]:
+        """All its workers, by routing id."""
+        return self.fleet.workers
 
 
 class Ended(NamedTuple):
@@ -165,9 +164,10 @@ class State:
         model = self.models[request.model]
         gateway = self.gateways[request.key.gateway]
         gateway.requests[request.key.handle] = request
-        gateway.digest = reduce(xor, request.open.values(), gateway.digest)
+        gateway.digest ^= mark_of(request)
         request.asked = gateway.asked
         model.waiting.add(request)
+        model.fleet.note_arrival(request)
         model.may_grant = True
         self.waiting_count += 1
 
@@ -184,14 +184,14 @@ class State:
         """Take a live request out of the tables. A worker that has it is told to cancel it."""
         gateway = self.gateways[request.key.gateway]
         del gateway.requests[request.key.handle]
-        gateway.digest = reduce(xor, request.open.values(), gateway.digest)
+        gateway.digest ^= mark_of(request)
         attempt = request.submit.attempt
         self.deadlines.discard(request.key, attempt)
         self.remember(request.key, attempt, request.rank, now)
         if request.worker is None:
             model = self.models[request.model]
             model.waiting.remove(request)
-            model.may_grant = True  # who waited behind it may fit
+            self.queue_changed(model)
             self.waiting_count -= 1
             return
         worker = self.workers.get(request.worker)
@@ -204,13 +204,20 @@ class State:
     def release(self, worker: Worker, key: HoldKey) -> Request:
         """Return the credits of a request."""
         hold = worker.release(key)
-        self.may_grant(worker)
+        self.worker_changed(worker)
         return hold.request
 
-    def may_grant(self, worker: Worker) -> None:
-        """A worker could take more than before."""
-        if worker.card.name in self.models:
-            self.models[worker.card.name].may_grant = True
+    def worker_changed(self, worker: Worker) -> None:
+        """A worker's load is another, or it could take more than before."""
+        model = self.models.get(worker.card.name)
+        if model is not None:
+            model.fleet.update(worker)
+            model.may_grant = True
+
+    def queue_changed(self, model: Model) -> None:
+        """Something that waited has gone or got smaller, and others may fit where nothing did."""
+        model.fleet.look_again(PROBES)
+        model.may_grant = True
 
     def remember(self, key: Key, attempt: int, rank: Rank, now: float) -> None:
         """Keep for a while that a request has ended, so that a repeated message is recognised."""
@@ -224,7 +231,7 @@ class State:
         """The list that gateways get."""
         return Models(
             tuple(
-                ModelState(model.card, len(model.serving))
+                ModelState(model.card, model.fleet.serving)
                 for model in self.models.values()
                 if model.assets_ready and not model.expected
             )

@@ -28,16 +28,21 @@ suspected, then 2 is said, which tries it alone without counting against it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from sfllm.token_batch import rows
 from sfllm.wire import Array
 from sfllm_scheduler.core.cohorts import Room
+from sfllm_scheduler.core.fleet import Fleet
 from sfllm_scheduler.core.requests import Key, Request
 from sfllm_scheduler.core.workers import HoldKey, Worker
 
 PROBATION_SECONDS = 10.0
 RESERVE_SECONDS = 5.0
 RESERVED_SHARE = 4
+LOOKED_AT = 64
+"""Workers without suspects, the least busy first, that are asked whether they could take one."""
+
 CRASHES_ALONE_LIMIT = 2
 
 
@@ -76,14 +81,15 @@ def clear_by_time(worker: Worker, now: float) -> bool:
     return len(worker.probation) < before
 
 
-def place(workers: Iterable[Worker], suspect: Request) -> Worker | None:
+def place(fleet: Fleet, suspect: Request) -> Worker | None:
     """Where a suspect can go now: to the worker reserved for it, to its group, or to one without suspects."""
-    possible = [worker for worker in workers if _can_take(worker, suspect)]
-    return min(
-        possible,
-        key=lambda worker: (worker.reserved is not suspect, not worker.probation, worker.load),
-        default=None,
-    )
+    special = [worker for worker in fleet.special.values() if _can_take(worker, suspect)]
+    if special:
+        return min(
+            special, key=lambda worker: (worker.reserved is not suspect, not worker.probation, worker.load)
+        )
+    others = islice(fleet.by_load(), LOOKED_AT)
+    return next((worker for worker in others if _can_take(worker, suspect)), None)
 
 
 def group(worker: Worker, first: Request, waiting: Iterable[Request]) -> list[Request]:
@@ -101,19 +107,23 @@ def group(worker: Worker, first: Request, waiting: Iterable[Request]) -> list[Re
     return members
 
 
-def reserve(workers: Sequence[Worker], suspect: Request, now: float) -> None:
+def reserve(fleet: Fleet, suspect: Request, now: float) -> None:
     """Keep a worker free of new requests until this suspect fits, if not too many are kept already."""
-    kept = [worker.reserved for worker in workers if worker.reserved is not None]
-    if suspect in kept or len(kept) >= max(1, len(workers) // RESERVED_SHARE):
+    kept = [worker.reserved for worker in fleet.special.values() if worker.reserved is not None]
+    if suspect in kept or len(kept) >= max(1, fleet.serving // RESERVED_SHARE):
         return
     possible = [
         worker
-        for worker in workers
-        if worker.reserved is None and not worker.probation and worker.can_ever_run(suspect)
+        for worker in fleet.workers.values()
+        if worker.reserved is None
+        and not worker.draining
+        and not worker.probation
+        and worker.can_ever_run(suspect)
     ]
     if possible:
         least = min(possible, key=lambda worker: worker.load)
         least.reserved, least.reserved_since = suspect, now
+        fleet.update(least)
 
 
 def must_be_emptied(worker: Worker, now: float) -> bool:
@@ -128,7 +138,7 @@ def must_be_emptied(worker: Worker, now: float) -> bool:
 
 
 def _can_take(worker: Worker, suspect: Request) -> bool:
-    if worker.reserved is not None and worker.reserved is not suspect:
+    if worker.draining or (worker.reserved is not None and worker.reserved is not suspect):
         return False
     cap = group_cap(suspect.suspects)
     if worker.probation:

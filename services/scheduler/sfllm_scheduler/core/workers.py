@@ -6,8 +6,18 @@ from functools import reduce
 from operator import xor
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from sfllm.messages import PROBATION_TOKENS, Capacity, ModelCard
+from sfllm_scheduler.core.prefill import OutstandingPrefill
 from sfllm_scheduler.core.requests import Key, Request
+from sfllm_scheduler.core.speed import Speed
+
+PREFILL_WINDOW_STEPS = 2
+"""A worker gets requests while it has less prefill than for so many steps: its next step is always filled,
+and the queue stays here, where the order can still change."""
+
+MAX_SLOTS = 2**16
 
 
 class InvariantError(AssertionError):
@@ -24,16 +34,22 @@ class HoldKey(NamedTuple):
 class Hold:
     """Room that a request takes on a worker, until the last of its open choices has ended.
 
-    `asked` is how many lists the worker had been asked for when this was granted.
+    `asked` is how many lists the worker had been asked for when this was granted, `grant` the number of
+    the grant, `prefill_tokens` what it was charged for prefill. `recalled` says that it was asked back.
     """
 
-    __slots__ = ("asked", "kv_tokens", "request", "slots")
+    __slots__ = ("asked", "grant", "kv_tokens", "prefill_tokens", "recalled", "request", "slots")
 
-    def __init__(self, request: Request, slots: int, kv_tokens: int, asked: int) -> None:
+    def __init__(
+        self, request: Request, slots: int, kv_tokens: int, asked: int, grant: int, prefill_tokens: int
+    ) -> None:
         self.request = request
         self.slots = slots
         self.kv_tokens = kv_tokens
         self.asked = asked
+        self.grant = grant
+        self.prefill_tokens = prefill_tokens
+        self.recalled = False
 
 
 class Trial(NamedTuple):
@@ -49,7 +65,8 @@ class Worker:
 
     `digest` is of the choices that it should hold; `asked` counts the lists that it was asked for,
     and `answered` is the number of the last one that came. `probation` has its suspects that are not
-    cleared, and `reserved` is the suspect that it is kept free for (`suspects.py`).
+    cleared, and `reserved` is the suspect that it is kept free for (`suspects.py`). `prefill` is what it
+    has to prefill, `speed` how fast it is.
     """
 
     def __init__(self, peer: bytes, worker_id: str, card: ModelCard, capacity: Capacity, now: float) -> None:
@@ -65,6 +82,9 @@ class Worker:
         self.used_slots = 0
         self.used_kv_tokens = 0
         self.digest = 0
+        self.prefill = OutstandingPrefill()
+        self.prefill_window = PREFILL_WINDOW_STEPS * capacity.step_tokens
+        self.speed = Speed.unknown(capacity)
         self.asked = 0
         self.answered = 0
         self.probation: dict[HoldKey, Trial] = {}
@@ -74,7 +94,7 @@ class Worker:
     @property
     def free_slots(self) -> int:
         """Sequences that it could take now."""
-        return self.capacity.slots - self.used_slots
+        return max(0, self.capacity.slots - self.used_slots)
 
     @property
     def free_kv_tokens(self) -> int:
@@ -83,18 +103,33 @@ class Worker:
 
     @property
     def has_room(self) -> bool:
-        """Whether anything could fit at all."""
-        return self.free_slots > 0 and self.free_kv_tokens > 0
+        """Whether anything could fit at all, and it has not enough to prefill already."""
+        capacity = self.capacity
+        return (
+            self.used_slots < capacity.slots
+            and self.used_kv_tokens < capacity.kv_tokens
+            and self.prefill.tokens < self.prefill_window
+        )
 
     @property
-    def takes_anybody(self) -> bool:
-        """Whether it is neither on trial with suspects nor kept free for one."""
-        return not self.probation and self.reserved is None
+    def is_ready(self) -> bool:
+        """Whether any request may go to it: it is not leaving, on trial or kept free for a suspect."""
+        return not self.draining and not self.probation and self.reserved is None and self.has_room
 
     @property
-    def load(self) -> tuple[float, int]:
-        """How busy it is: the share of its sequences in use, then the least free cache."""
-        return self.used_slots / self.capacity.slots, -self.free_kv_tokens
+    def load(self) -> float:
+        """How busy it is, in seconds (`speed.py`)."""
+        return self.speed.load(self.prefill.tokens, self.used_slots, self.used_kv_tokens)
+
+    def follow(self, slots: int, step_curve: tuple[float, ...]) -> None:
+        """It has beaten: it takes so many sequences now (0 for as many as before), and runs so fast.
+
+        It may take fewer than it holds; then it gets nothing until enough have ended.
+        """
+        slots = min(slots, MAX_SLOTS)
+        if slots > 0 and slots != self.capacity.slots:
+            self.capacity = replace(self.capacity, slots=slots)
+        self.speed = Speed.measured(step_curve, self.capacity) or Speed.unknown(self.capacity)
 
     def can_ever_run(self, request: Request) -> bool:
         """Whether it could run this waiting request when it held nothing else."""
@@ -110,9 +145,17 @@ class Worker:
         """Cache to set aside for it here; one larger than the worker gets all of it, alone."""
         return min(request.kv_tokens, self.capacity.kv_tokens)
 
-    def hold(self, request: Request, now: float) -> None:
-        """Take the credits of a request that is about to be granted."""
-        hold = Hold(request, self.slots_for(request), self.charge(request), self.asked)
+    def prefill_charge(self, uncached: int) -> int:
+        """What a request with so many uncached tokens counts of the window: one step's, if it is longer.
+
+        The worker computes short prompts beside a long one.
+        """
+        return max(1, min(uncached, self.capacity.step_tokens))
+
+    def hold(self, request: Request, grant: int, uncached: int, now: float) -> None:
+        """Take the credits of a request that is about to be granted; `uncached` is what its cache lacks."""
+        tokens = self.prefill_charge(uncached)
+        hold = Hold(request, self.slots_for(request), self.charge(request), self.asked, grant, tokens)
         key = HoldKey(request.key, request.submit.attempt)
         self.holds[key] = hold
         if request.suspects:
@@ -122,8 +165,9 @@ class Worker:
         request.worker = self.peer
         self.used_slots += hold.slots
         self.used_kv_tokens += hold.kv_tokens
-        self.digest = reduce(xor, request.open.values(), self.digest)
-        if self.free_slots < 0 or self.free_kv_tokens < 0:
+        self.prefill.charge(grant, tokens)
+        self.digest ^= mark_of(request)
+        if self.used_slots > self.capacity.slots or self.free_kv_tokens < 0:
             raise InvariantError(f"worker {self.worker_id} was granted more than it has room for")
 
     def release(self, key: HoldKey) -> Hold:
@@ -132,5 +176,12 @@ class Worker:
         self.probation.pop(key, None)
         self.used_slots -= hold.slots
         self.used_kv_tokens -= hold.kv_tokens
-        self.digest = reduce(xor, hold.request.open.values(), self.digest)
+        self.prefill.discharge(hold.grant, hold.prefill_tokens)
+        self.digest ^= mark_of(hold.request)
         return hold
+
+
+def mark_of(request: Request) -> int:
+    """What its open choices are in a digest. Most requests have one."""
+    marks = request.open.values()
+    return next(iter(marks)) if len(marks) == 1 else reduce(xor, marks, 0)
