@@ -35,7 +35,7 @@ serve: install ## serve the default model; others: make serve ARGS="--model PATH
 test: install ## run the tests, except those that need system packages
 	$(BIN)/python -m pytest -m "not system" $(ARGS)
 
-test-system: install ## run the tests that need a Docker engine (starts one of its own, as root) or lm-eval
+test-system: install ## run the tests that need Docker (started as root), Prometheus, nginx or lm-eval
 	$(BIN)/python -m pip install --quiet -r tests/system/requirements.txt
 	$(BIN)/python -m pytest -m system tests/system $(ARGS)
 
