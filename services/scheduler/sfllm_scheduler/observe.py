@@ -15,6 +15,7 @@ log = structlog.get_logger()
 
 REFRESH_SECONDS = 0.5
 SPREAD_BUCKETS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0)
+COHORT_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 _LEVELS = {
     "rejected": "info",
@@ -69,6 +70,25 @@ class Observer:
         self._spread = metrics.histogram(
             "batch_length_spread", "Longest over shortest prompt in a granted cohort.", SPREAD_BUCKETS
         )
+        self._cohort_size = metrics.histogram(
+            "cohort_size_requests", "Requests granted to a worker together.", COHORT_BUCKETS
+        )
+        self._granted_tokens = metrics.counter(
+            "prefix_granted_tokens_total", "Tokens of requests when they were granted.", ["model_name"]
+        )
+        self._expected_hits = metrics.counter(
+            "prefix_expected_cached_tokens_total",
+            "Those of them that the worker was expected to have in its cache.",
+            ["model_name"],
+        )
+        self._recalls = metrics.counter(
+            "recalls_total", "Requests that a busy worker was asked to give back unstarted."
+        )
+        self._outstanding = metrics.gauge(
+            "outstanding_prefill_tokens",
+            "Tokens that workers were granted and have not prefilled, at most one step's of each request.",
+            ["model_name"],
+        )
         self._queue_time = metrics.histogram(
             "request_queue_time_seconds", "Time in the queue.", REQUEST_LATENCY_BUCKETS, ["model_name"]
         )
@@ -86,13 +106,20 @@ class Observer:
         match record.event:
             case "granted":
                 self._spread.observe(_number(fields["spread"]))
+                model = str(fields["model"])
+                self._granted_tokens.labels(model).inc(_number(fields["tokens"]))
+                self._expected_hits.labels(model).inc(_number(fields["cached_tokens"]))
                 seconds = fields["queue_seconds"]
-                for value in seconds if isinstance(seconds, tuple) else ():
-                    self._queue_time.labels(str(fields["model"])).observe(value)
+                waits = seconds if isinstance(seconds, tuple) else ()
+                self._cohort_size.observe(len(waits))
+                for value in waits:
+                    self._queue_time.labels(model).observe(value)
             case "rejected":
                 self._rejections.labels(str(fields["reason"])).inc()
             case "interrupted":
                 self._migrations.labels(str(fields["cause"])).inc()
+            case "recalled":
+                self._recalls.inc()
             case "worker_lost":
                 self._losses.labels(str(fields["cause"])).inc()
             case "quarantined":
@@ -118,6 +145,8 @@ class Observer:
             self._waiting.labels(name).set(len(model.waiting))
             held = sum(len(worker.holds) for worker in model.workers.values())
             self._running.labels(name).set(held)
+            outstanding = sum(worker.prefill.tokens for worker in model.workers.values())
+            self._outstanding.labels(name).set(outstanding)
             reasons["suspect"] += len(model.waiting.suspects)
             reasons["capacity" if model.fleet.serving else "no_worker"] += model.waiting.ordinary_count
             bands.update(model.waiting.by_band)
@@ -129,6 +158,7 @@ class Observer:
         for name in self._seen_models - set(state.models):
             self._waiting.remove(name)
             self._running.remove(name)
+            self._outstanding.remove(name)
         self._seen_models = set(state.models)
         self._on_trial.set(sum(len(worker.probation) for worker in state.workers.values()))
         draining = sum(worker.draining for worker in state.workers.values())

@@ -21,6 +21,7 @@ from sfllm_scheduler.core.refusal import (
 from sfllm_scheduler.core.requests import Key, Rank, Request
 from sfllm_scheduler.core.state import Ended, Model, State
 from sfllm_scheduler.core.suspects import CRASHES_ALONE_LIMIT
+from sfllm_scheduler.core.urgency import LATE_SHARE
 
 RETRY_QUEUE_FACTOR = 4
 """Retries pass the queue's bound, since their clients already read an answer; not without an end."""
@@ -83,6 +84,9 @@ def _admit(state: State, key: Key, message: Submit, arrays: Sequence[Array], ran
     check_limits(state.limits, request, now)
     deadline = now + message.milliseconds_left / 1000
     request.latest_start = deadline - model.pace.seconds(request.uncached, request.output.mean)
+    if not request.is_retry:  # the client of a retry reads already
+        wish = LATE_SHARE * state.policy.target_ttft_seconds
+        request.late_at = rank.arrival + wish - model.pace.seconds(request.uncached, 0.0)
     state.enqueue(request)
     state.deadlines.add(key, message.attempt, deadline)
     state.to_gateway(key.gateway, Admitted(message.handle, message.attempt))

@@ -114,8 +114,14 @@ def oldest(group: PriorityClass, _now: float) -> Request | None:
 
 
 def most_pressing(group: PriorityClass, now: float) -> Request | None:
-    """The band head with the highest response ratio, or its line's oldest if that was passed too often."""
-    heads = group.heads.heads()
+    """The band head with the highest response ratio, or its line's oldest if that was passed too often.
+
+    Requests that can still have their first token in the time wished for go before those that cannot: in
+    a queue that is too long first come first served makes everybody late, and whom it is too late for
+    gains nothing. (As adaptive LIFO does: Maurer, "Fail at Scale", ACM Queue 2015.)
+    """
+    group.note_time(now)
+    heads = group.on_time.heads() or group.late.heads()
     if not heads:
         return None
     head = max(heads, key=lambda request: (response_ratio(request, now), -request.uncached))
@@ -160,10 +166,10 @@ def by_length(
         if anchor is not None:
             cohort.fill(group, iter((anchor,)), BAND_LOOK_AHEAD)
             reach = (now - anchor.rank.arrival) / WIDEN_SECONDS
-            for band in _nearest_first(group, anchor.band):
+            for late, band in _nearest_first(group, anchor):
                 if cohort.complete or (cohort.members and abs(band - anchor.band) > reach):
                     break
-                cohort.fill(group, group.in_band(band), BAND_LOOK_AHEAD)
+                cohort.fill(group, group.in_band(band, late=late), BAND_LOOK_AHEAD)
         if not cohort.members:
             cohort.fill(group, group.in_parked_lines(), LOOK_AHEAD)
         if cohort.members:
@@ -171,8 +177,12 @@ def by_length(
     return cohort.members
 
 
-def _nearest_first(group: PriorityClass, anchor_band: int) -> list[int]:
-    return sorted(group.heads.bands(), key=lambda band: (abs(band - anchor_band), band))
+def _nearest_first(group: PriorityClass, anchor: Request) -> Iterator[tuple[bool, int]]:
+    """Bands by their distance from the anchor's: first of requests that are late if it is, or on time."""
+    for late in (anchor.late, not anchor.late):
+        bands = group.heads(late=late).bands()
+        for band in sorted(bands, key=lambda band: (abs(band - anchor.band), band)):
+            yield late, band
 
 
 def _first(

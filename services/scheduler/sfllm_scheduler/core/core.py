@@ -25,7 +25,7 @@ from sfllm.messages import (
     WorkerTokens,
 )
 from sfllm.wire import Array
-from sfllm_scheduler.core import admission, endings, leases, overdue, reconcile, relay, routing
+from sfllm_scheduler.core import admission, endings, leases, overdue, recall, reconcile, relay, routing
 from sfllm_scheduler.core.events import (
     Action,
     Event,
@@ -80,6 +80,7 @@ class SchedulerCore:
         overdue.reject_expired(self.state, now)
         overdue.reject_workerless(self.state, now)
         routing.grant_all(self.state, now)
+        recall.recall(self.state, now)
         leases.send_beats(self.state, now)
 
     def _from_gateway(self, event: FromGateway, now: float) -> None:

@@ -106,6 +106,7 @@ Happening = Literal[
     "rejected",
     "quarantined",
     "interrupted",
+    "recalled",
     "dropped",
     "malformed",
     "reconciled",

@@ -25,15 +25,20 @@ class Line:
         self.served = served
         self.parked = False
         self.count = 0
-        self.by_uncached = Banded(attrgetter("band"))
+        self.on_time = Banded(attrgetter("band"))
+        self.late = Banded(attrgetter("band"))
         self.by_size = Banded(attrgetter("size_band"))
         self.overtakers: list[Rank] = []
         self._bound: int | None = None
         self._oldest: Request | None = None
 
+    def banded(self, *, late: bool) -> Banded:
+        """Its requests by band of uncached tokens: those that are late, or the others."""
+        return self.late if late else self.on_time
+
     def add(self, request: Request) -> None:
         """Put a request in its place."""
-        self.by_uncached.add(request)
+        self.banded(late=request.late).add(request)
         self.by_size.add(request)
         self.count += 1
         if self._oldest is not None and request.rank < self._oldest.rank:
@@ -41,7 +46,7 @@ class Line:
 
     def remove(self, request: Request) -> None:
         """Take a request out."""
-        self.by_uncached.remove(request)
+        self.banded(late=request.late).remove(request)
         self.by_size.remove(request)
         self.count -= 1
         if self._oldest is request:

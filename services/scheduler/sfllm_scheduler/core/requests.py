@@ -47,7 +47,8 @@ class Request:
     what of that the best worker of its model did not have in its cache when it came; `band` is the
     length band of that, `prompt_band` that of its prompt and `size_band` that of its longest choice then.
     `output` is what is expected of each choice, `latest_start` when it must go to a worker to be ready in
-    time, and `charged` what its tenant has been charged for it.
+    time, and `charged` what its tenant has been charged for it. From `late_at` on its first token will be
+    later than wished for, and it is `late`.
     `submitted` is when this attempt came, `rank` when the first one did. Times are in seconds.
     `open` has the fingerprint of each choice that has not ended; `closed` says how many lists the
     gateway had been asked for when a choice ended, and `asked` when the request was admitted.
@@ -60,6 +61,8 @@ class Request:
         "closed",
         "generated",
         "key",
+        "late",
+        "late_at",
         "latest_start",
         "model",
         "open",
@@ -89,6 +92,8 @@ class Request:
         self.size_band = band_of(self.longest)
         self.output = UNKNOWN_OUTPUT
         self.latest_start = inf
+        self.late_at = inf
+        self.late = False
         self.charged = 0.0
         self.worker: bytes | None = None
         self.asked = 0

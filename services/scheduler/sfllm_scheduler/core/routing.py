@@ -109,7 +109,7 @@ def _grant(state: State, model: Model, worker: Worker, cohort: list[Request], no
     prompts, generated, prefixes = array("I"), array("I"), array("Q")
     granted = []
     lengths = []
-    cached_tokens = 0
+    tokens = cached_tokens = 0
     number = worker.prefill.next_grant()
     for request in cohort:
         granted.append(_granted(request, now))
@@ -118,6 +118,7 @@ def _grant(state: State, model: Model, worker: Worker, cohort: list[Request], no
         generated.frombytes(request.generated.cast("B"))
         prefixes.frombytes(request.prefixes.cast("B"))
         uncached = model.fleet.uncached(worker, request)
+        tokens += request.tokens
         cached_tokens += request.tokens - uncached
         worker.hold(request, number, uncached, now)
         model.fleet.prefixes.grant(worker.lease, request.prefixes)
@@ -133,7 +134,7 @@ def _grant(state: State, model: Model, worker: Worker, cohort: list[Request], no
         worker=worker.worker_id,
         spread=max(lengths) / min(lengths),
         queue_seconds=tuple(entry.queue_seconds for entry in granted),
-        prompt_tokens=sum(lengths),
+        tokens=tokens,
         cached_tokens=cached_tokens,
     )
 

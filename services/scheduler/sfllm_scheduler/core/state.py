@@ -39,7 +39,8 @@ class PolicyValues(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: str = "auto"
     max_queue_requests: int = 1024
-    max_overtakes: int = 16
+    max_overtakes: int = 1000
+    target_ttft_seconds: float = 2.0
     tenant_weights: tuple[tuple[str, float], ...] = ()
     tenant_requests_per_minute: int | None = None
     tenant_tokens_per_minute: int | None = None
@@ -123,6 +124,7 @@ class State:
         self.last_lease = 0
         self.next_beat = 0.0
         self.next_sweep = 0.0
+        self.next_recall = 0.0
 
     def emit(self, action: Action) -> None:
         """Add to what the event's handler gives back."""

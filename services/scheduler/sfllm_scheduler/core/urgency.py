@@ -19,6 +19,10 @@ NEARLY_GONE_SECONDS = 2.0
 SLACK_ENTRIES = 64
 
 
+LATE_SHARE = 0.9
+"""Part of the time to a first token after which a waiting request counts as late, less its own prefill."""
+
+
 def response_ratio(request: Request, now: float) -> float:
     """How long it has waited for each token of prompt that it needs computed.
 
@@ -28,18 +32,49 @@ def response_ratio(request: Request, now: float) -> float:
     return (now - request.rank.arrival) / (request.uncached + REQUEST_COST_TOKENS)
 
 
-class Pressed:
-    """Requests by the time at which they must start to meet their deadline, earliest first.
-
-    Most requests start long before that. They lie in a heap, from which those whose slack is nearly gone are
-    moved to a sorted list. One that can no longer make it leaves that list: it would push others aside for
-    nothing, and waits on by its other merits.
-    """
+class Alarms:
+    """Requests with a time at which something changes for each; those that have left are dropped in passing."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Request]] = []
         self._added = 0
         self._members: set[Request] = set()
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, at: float, request: Request) -> None:
+        """Remember a request until then."""
+        self._added += 1
+        self._members.add(request)
+        heappush(self._heap, (at, self._added, request))
+
+    def discard(self, request: Request) -> None:
+        """A request has left."""
+        self._members.discard(request)
+        if len(self._heap) > 2 * len(self._members) + SLACK_ENTRIES:
+            self._heap = [entry for entry in self._heap if entry[2] in self._members]
+            heapify(self._heap)
+
+    def due(self, now: float) -> Iterator[Request]:
+        """Take out those whose time has come."""
+        while self._heap and self._heap[0][0] <= now:
+            request = heappop(self._heap)[2]
+            if request in self._members:
+                self._members.remove(request)
+                yield request
+
+
+class Pressed:
+    """Requests by the time at which they must start to meet their deadline, earliest first.
+
+    Most requests start long before that; those whose slack is nearly gone lie in a sorted list. One that
+    can no longer make it leaves that list: it would push others aside for nothing, and waits on by its
+    other merits.
+    """
+
+    def __init__(self) -> None:
+        self._alarms = Alarms()
         self._urgent: SortedKeyList[Request, tuple[float, Rank]] = SortedKeyList(
             key=attrgetter("latest_start", "rank")
         )
@@ -47,28 +82,20 @@ class Pressed:
     @property
     def stored(self) -> int:
         """Entries in memory, those of requests that have left included."""
-        return len(self._heap) + len(self._urgent)
+        return len(self._alarms) + len(self._urgent)
 
     def add(self, request: Request) -> None:
         """A request waits."""
-        self._members.add(request)
-        self._added += 1
-        heappush(self._heap, (request.latest_start, self._added, request))
+        self._alarms.add(request.latest_start - NEARLY_GONE_SECONDS, request)
 
     def discard(self, request: Request) -> None:
         """A request does not wait any more."""
-        self._members.discard(request)
+        self._alarms.discard(request)
         self._urgent.discard(request)
-        if len(self._heap) > 2 * len(self._members) + SLACK_ENTRIES:
-            self._heap = [entry for entry in self._heap if entry[2] in self._members]
-            heapify(self._heap)
 
     def urgent(self, now: float) -> Iterator[Request]:
         """Those whose slack is nearly gone, least slack first."""
-        while self._heap and self._heap[0][0] <= now + NEARLY_GONE_SECONDS:
-            request = heappop(self._heap)[2]
-            if request in self._members:
-                self._urgent.add(request)
+        self._urgent.update(self._alarms.due(now))
         while self._urgent and self._urgent[0].latest_start < now:
             self._urgent.pop(0)
         return iter(self._urgent)

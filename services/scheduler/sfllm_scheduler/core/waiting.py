@@ -19,7 +19,7 @@ from sfllm_scheduler.core.banded import Banded
 from sfllm_scheduler.core.lines import Line
 from sfllm_scheduler.core.requests import Key, Rank, Request
 from sfllm_scheduler.core.tenants import FAIRNESS_TOKENS, OUTPUT_WEIGHT, Tenants
-from sfllm_scheduler.core.urgency import Pressed
+from sfllm_scheduler.core.urgency import Alarms, Pressed
 
 COUNTED_PRIORITIES = 64
 """Priorities that are looked through to say how many requests go first; clients choose them freely."""
@@ -28,18 +28,20 @@ COUNTED_PRIORITIES = 64
 class PriorityClass:
     """Waiting requests of one priority: a line for each tenant.
 
-    The heads of the lines' bands lie together in `heads`, but for tenants that are too far ahead of the
-    least served one: their lines are parked until the others have caught up.
+    The heads of the lines' bands lie together in `on_time` and `late`, but for tenants that are too far ahead
+    of the least served one: their lines are parked until the others have caught up.
     """
 
     def __init__(self, tenants: Tenants, tenant_of: Callable[[Request], str]) -> None:
         self._tenants = tenants
         self._tenant_of = tenant_of
         self.lines: dict[str, Line] = {}
-        self.heads = Banded(attrgetter("band"))
+        self.on_time = Banded(attrgetter("band"))
+        self.late = Banded(attrgetter("band"))
         self.parked: SortedList[tuple[float, str]] = SortedList()
         self._by_served: SortedList[tuple[float, str]] = SortedList()
         self._pressed = Pressed()
+        self._becoming_late = Alarms()
         self.count = 0
 
     def add(self, request: Request) -> None:
@@ -48,24 +50,28 @@ class PriorityClass:
         line = self.lines.get(tenant)
         if line is None:
             line = self._open_line(tenant)
-        before = line.by_uncached.first(request.band)
-        line.add(request)
-        if not line.parked:
-            self._replace_head(before, line.by_uncached.first(request.band))
+        self._change(line, request, line.add)
         self._pressed.add(request)
+        self._becoming_late.add(request.late_at, request)
         self.count += 1
 
     def remove(self, request: Request) -> None:
         """Take a request out."""
         line = self.line_of(request)
-        before = line.by_uncached.first(request.band)
-        line.remove(request)
-        if not line.parked:
-            self._replace_head(before, line.by_uncached.first(request.band))
+        self._change(line, request, line.remove)
         self._pressed.discard(request)
+        self._becoming_late.discard(request)
         self.count -= 1
         if not line.count:
             self._close_line(line)
+
+    def note_time(self, now: float) -> None:
+        """Set apart who is late by now."""
+        for request in self._becoming_late.due(now):
+            line = self.line_of(request)
+            self._change(line, request, line.on_time.remove)
+            request.late = True
+            self._change(line, request, line.late.add)
 
     def review(self, tenant: str) -> None:
         """What a tenant was served has changed: give its line its new place."""
@@ -92,13 +98,17 @@ class PriorityClass:
         """The line in which a waiting request stands."""
         return self.lines[self._tenant_of(request)]
 
-    def in_band(self, band: int) -> Iterator[Request]:
-        """The requests of a band, oldest first; parked lines are left out."""
+    def heads(self, *, late: bool) -> Banded:
+        """The oldest request of each line and band, of those that are late or of the others."""
+        return self.late if late else self.on_time
+
+    def in_band(self, band: int, *, late: bool) -> Iterator[Request]:
+        """The requests of a band, late ones or the others, oldest first; parked lines are left out."""
         following: list[tuple[Rank, Request, Iterator[Request]]] = []
-        for head in self.heads.members(band):
+        for head in self.heads(late=late).members(band):
             while following and following[0][0] < head.rank:
                 yield from _next_of(following)
-            members = self.line_of(head).by_uncached.members(band)
+            members = self.line_of(head).banded(late=late).members(band)
             next(members)
             yield head
             _follow(following, members)
@@ -145,25 +155,33 @@ class PriorityClass:
     def _park(self, line: Line) -> None:
         line.parked = True
         self.parked.add((line.served, line.tenant))
-        for head in line.by_uncached.heads():
-            self.heads.remove(head)
+        for late in (False, True):
+            for head in line.banded(late=late).heads():
+                self.heads(late=late).remove(head)
 
     def _unpark(self, line: Line) -> None:
         line.parked = False
         self.parked.remove((line.served, line.tenant))
-        for head in line.by_uncached.heads():
-            self.heads.add(head)
+        for late in (False, True):
+            for head in line.banded(late=late).heads():
+                self.heads(late=late).add(head)
 
     def _unpark_those_in_reach(self) -> None:
         while self.parked and self.parked[0][0] <= self._limit:
             self._unpark(self.lines[self.parked[0][1]])
 
-    def _replace_head(self, before: Request | None, after: Request | None) -> None:
-        if before is not after:
+    def _change(self, line: Line, request: Request, change: Callable[[Request], None]) -> None:
+        """Add a request to its band of a line, or remove it, and keep the band's head right."""
+        band = line.banded(late=request.late)
+        before = band.first(request.band)
+        change(request)
+        after = band.first(request.band)
+        if before is not after and not line.parked:
+            heads = self.heads(late=request.late)
             if before is not None:
-                self.heads.remove(before)
+                heads.remove(before)
             if after is not None:
-                self.heads.add(after)
+                heads.add(after)
 
 
 class WaitingRequests:

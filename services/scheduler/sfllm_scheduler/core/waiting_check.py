@@ -33,15 +33,20 @@ def check_waiting(name: str, waiting: WaitingRequests) -> None:
 def _check_line(name: str, line: Line) -> None:
     ages = _ranks(line.by_size)
     _require(ages == sorted(set(ages)) and len(ages) == line.count, f"{name}: ages out of order")
-    _require(_ranks(line.by_uncached) == ages, f"{name}: bands and ages differ")
+    banded = sorted(_ranks(line.on_time) + _ranks(line.late))
+    _require(banded == ages, f"{name}: bands and ages differ")
+    _require(not any(request.late for request in line.on_time.by_age()), f"{name}: late among the others")
+    _require(all(request.late for request in line.late.by_age()), f"{name}: others among the late")
     _require(line.overtakers == sorted(line.overtakers), f"{name}: overtakers out of order")
 
 
 def _check_order_of_tenants(name: str, group: PriorityClass) -> None:
     """Open lines have their heads in the class's, parked ones do not; the least served one is open."""
     lines = group.lines.values()
-    heads = {head for line in lines if not line.parked for head in line.by_uncached.heads()}
-    _require(set(group.heads.by_age()) == heads, f"{name}: the heads of a class are not those of its lines")
+    for late in (False, True):
+        heads = {head for line in lines if not line.parked for head in line.banded(late=late).heads()}
+        known = set(group.heads(late=late).by_age())
+        _require(known == heads, f"{name}: the heads of a class are not those of its lines")
     parked = sorted((line.served, line.tenant) for line in lines if line.parked)
     _require(list(group.parked) == parked, f"{name}: parked lines out of order")
     least = min(lines, key=lambda line: (line.served, line.tenant))
