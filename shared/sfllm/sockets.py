@@ -15,6 +15,7 @@ import secrets
 from collections import deque
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 MAX_MESSAGE_BYTES = 32 * 2**20
 """A larger message ends the connection: no peer can make a service allocate without bound."""
@@ -25,6 +26,9 @@ LINGER_MILLISECONDS = 500
 HEARTBEAT_INTERVAL_MILLISECONDS = 500
 HEARTBEAT_TIMEOUT_MILLISECONDS = 2000
 
+RECONNECT_SECONDS = 1.0
+"""Who has another scheduler gives up one to which the connection has been lost for so long."""
+
 # Plain integers: pyzmq's enumerations cost more than the calls that they are for. For the same reason a
 # socket is asked whether it has something; that it has nothing would be an exception.
 _NOBLOCK = int(zmq.NOBLOCK)
@@ -32,6 +36,7 @@ _NOBLOCK_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 _RCVMORE = int(zmq.RCVMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
+_CONNECTION_EVENTS = int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
 
 
 class OutboxFullError(Exception):
@@ -80,17 +85,40 @@ class DealerLink:
     What is sent while the connection is down leaves when it is back, up to a high-water mark; epochs, leases
     and attempts make it harmless then. ZMQ_IMMEDIATE would refuse it, but with that option libzmq (4.3.5)
     drops what was received and not yet read when a connection ends, and aborts the process when that was
-    the middle of a message.
+    the middle of a message. A link that is `watched` tells whether the connection is lost.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, identity: bytes) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        identity: bytes,
+        watched: bool = False,
+    ) -> None:
         self.socket = context.socket(zmq.DEALER)
         _bound(self.socket)
         self.socket.setsockopt(zmq.ROUTING_ID, identity)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._monitor = self.socket.get_monitor_socket(_CONNECTION_EVENTS) if watched else None
         self.socket.connect(address)
         self._outbox = Outbox()
+        self._lost_at: float | None = None
+
+    def seconds_lost(self, now: float) -> float:
+        """How long the connection has been lost: 0 while there is one, and before the first.
+
+        To be called often where the link is `watched`, or the news fill up their queue, and not otherwise.
+        `now` is in seconds on a clock that never goes back; the count begins with the call that notices.
+        """
+        assert self._monitor is not None, "the link is not watched"
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._lost_at = None
+            elif self._lost_at is None:
+                self._lost_at = now
+        return 0.0 if self._lost_at is None else now - self._lost_at
 
     def send(self, message: bytes) -> None:
         """Send now, or later in order. Raises `OutboxFullError`."""
@@ -125,6 +153,9 @@ class DealerLink:
 
     def close(self, linger_milliseconds: int = LINGER_MILLISECONDS) -> None:
         """Give queued messages a short while to leave, then close."""
+        if self._monitor is not None:
+            self.socket.disable_monitor()
+            self._monitor.close(linger=0)
         self.socket.close(linger=linger_milliseconds)
 
 

@@ -156,6 +156,7 @@ class FakeScheduler:
         self.seen: list[Message] = []
         self.prompts: list[list[int]] = []
         self.epoch = id(self)
+        self.lease_seconds = 1.0
         self._changed = threading.Condition()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._router = RouterLink(self._context, gateway_address)
@@ -235,12 +236,12 @@ class FakeScheduler:
     def _take(self, peer: bytes, message: Message, arrays: tuple[wire.Array, ...]) -> None:
         if isinstance(message, GatewayHello):
             self.gateways.add(peer)
-            self._send(peer, GatewayWelcome(self.epoch, 0.2, 1.0))
+            self._send(peer, GatewayWelcome(self.epoch, 0.2, self.lease_seconds))
             self._send(peer, Models(self.models))
         elif isinstance(message, GatewayBye):
             self.gateways.discard(peer)
         elif peer not in self.gateways:
-            self._send(peer, GatewayWelcome(self.epoch, 0.2, 1.0))
+            self._send(peer, GatewayWelcome(self.epoch, 0.2, self.lease_seconds))
             return
         elif isinstance(message, GatewayBeat):
             self._send(peer, SchedulerBeat(self.epoch))

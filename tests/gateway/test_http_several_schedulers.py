@@ -79,6 +79,16 @@ def test_streams_of_a_scheduler_that_is_gone_go_on_at_the_other_and_new_ones_go_
     assert len(other.of(Submit)) == 9
 
 
+def test_a_scheduler_that_is_gone_is_noticed_by_its_connection_long_before_its_lease_ends(
+    start: Callable[..., GatewayProcess], pair: list[FakeScheduler]
+) -> None:
+    for each in pair:
+        each.lease_seconds = 600.0
+    gateway = start_connected(start, pair)
+    pair[0].close()
+    gateway.wait_until(lambda: gateway.metric("gateway_schedulers_connected") == 1)
+
+
 def test_a_gateway_is_ready_although_one_of_its_schedulers_never_was(
     start: Callable[..., GatewayProcess], pair: list[FakeScheduler]
 ) -> None:

@@ -304,6 +304,17 @@ def test_a_scheduler_that_is_silent_for_a_lease_loses_its_streams_to_the_others(
     assert wired.tables.connected == 1
 
 
+def test_a_lost_connection_moves_streams_at_once_but_not_from_the_only_scheduler() -> None:
+    wired = Wired()
+    opened = wired.open_at(0)
+    wired.tables.lose_connection(0, 1.0)
+    assert [submit.handle for submit in wired.submits(1)] == [opened.stream.handle]
+    wired.tables.lose_connection(0, 1.1)
+    wired.tables.lose_connection(1, 1.1)
+    assert wired.tables.connected == 1
+    assert wired.submits(0) == []
+
+
 def test_late_news_of_a_lost_scheduler_change_nothing() -> None:
     wired = Wired()
     wired.tables.lose(0, "gone", 1.0)

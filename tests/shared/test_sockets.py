@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -224,3 +225,24 @@ def test_a_message_of_several_frames_arrives_as_an_empty_one(
 
     until(both_here, dealer.socket)
     assert answers == [b"", b"after"]
+
+
+def test_a_watched_link_tells_how_long_its_connection_has_been_lost(
+    context: zmq.Context[zmq.Socket[bytes]], tmp_path: Path
+) -> None:
+    address = f"ipc://{tmp_path}/router"
+    dealer = DealerLink(context, address, b"peer", watched=True)
+    assert dealer.seconds_lost(0.0) == 0.0  # nothing was there yet
+    router = RouterLink(context, address)
+    dealer.send(b"hello")
+    until(router.receive, router.socket)
+    assert dealer.seconds_lost(1.0) == 0.0
+    router.close()
+    clock = itertools.count(2)
+    until(lambda: dealer.seconds_lost(next(clock)) == 3.0)
+    router = RouterLink(context, address)
+    dealer.send(b"again")
+    until(router.receive, router.socket)
+    until(lambda: dealer.seconds_lost(next(clock)) == 0.0)
+    dealer.close()
+    router.close()

@@ -29,6 +29,7 @@ class SchedulerLink:
     """Owns the socket from construction until `close`. One event loop only.
 
     `take` gets each message and may raise `WireError`; `on_drained` is called when what came has been taken.
+    `watched` is as for `DealerLink`.
     """
 
     def __init__(
@@ -38,11 +39,12 @@ class SchedulerLink:
         identity: bytes,
         take: Take,
         on_drained: Callable[[], None],
+        watched: bool,
     ) -> None:
         self._address = address
         self._take = take
         self._on_drained = on_drained
-        self._dealer = DealerLink(context, address, identity)
+        self._dealer = DealerLink(context, address, identity, watched)
         self._decode = wire.decoder(SCHEDULER_TO_GATEWAY)
         self._drain_scheduled = False
         self._closed = False
@@ -64,6 +66,10 @@ class SchedulerLink:
             if not self._drain_scheduled:
                 self._drain_scheduled = True
                 self._loop.call_soon(self._drain)
+
+    def seconds_lost(self, now: float) -> float:
+        """As `DealerLink.seconds_lost`."""
+        return self._dealer.seconds_lost(now)
 
     def close(self) -> None:
         """Give what was sent a short while to leave, and close the socket."""

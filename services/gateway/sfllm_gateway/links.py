@@ -16,7 +16,7 @@ import zmq
 
 from sfllm import wire
 from sfllm.messages import Asset, Message, ModelState
-from sfllm.sockets import OutboxFullError
+from sfllm.sockets import RECONNECT_SECONDS, OutboxFullError
 from sfllm_gateway.link import SchedulerLink
 from sfllm_gateway.stream import Request
 from sfllm_gateway.streams import OpenStream, unreachable
@@ -48,7 +48,10 @@ class SchedulerLinks:
             identity, secrets.randbits(62), addresses, max_attempts, on_models, _log
         )
         self._links = [
-            SchedulerLink(context, address, identity, partial(self._take, index), self._send)
+            SchedulerLink(
+                *(context, address, identity, partial(self._take, index), self._send),
+                watched=len(addresses) > 1,
+            )
             for index, address in enumerate(addresses)
         ]
         self._loop = asyncio.get_running_loop()
@@ -123,7 +126,12 @@ class SchedulerLinks:
         self._timer = self._loop.call_later(TICK_SECONDS, self._tick)
         for link in self._links:  # after a pause of this process, silence is judged by what waits in sockets
             link.take_waiting()
-        self._tables.tick(time.monotonic())
+        now = time.monotonic()
+        if len(self._links) > 1:
+            for index, link in enumerate(self._links):
+                if link.seconds_lost(now) >= RECONNECT_SECONDS:
+                    self._tables.lose_connection(index, now)
+        self._tables.tick(now)
         self._send()
 
 

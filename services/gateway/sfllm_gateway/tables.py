@@ -114,6 +114,11 @@ class SchedulerTables:
             table.tick(now)
         self._settle_changes(now)
 
+    def lose_connection(self, index: int, now: float) -> None:
+        """The connection to a scheduler is lost: it is given up, unless it is the only one."""
+        if self._tables[index].connected and self.connected > 1:
+            self.lose(index, "the connection was lost", now)
+
     def lose(self, index: int, reason: str, now: float) -> None:
         """Give a scheduler up."""
         self._tables[index].lose(reason)

@@ -51,7 +51,7 @@ class SchedulerLink:
     """Owner of all sockets until `close`. Not safe for two threads at once: see `beats.py`.
 
     Each scheduler has an address in both lists, at the same position. `current` is the position of the one
-    that messages go to and come from.
+    that messages go to and come from; `has_others` says whether there is any other.
     """
 
     def __init__(
@@ -63,7 +63,10 @@ class SchedulerLink:
     ) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._addresses, self._identity = tuple(worker_addresses), identity
-        self._dealers = [DealerLink(self._context, address, identity) for address in worker_addresses]
+        self.has_others = len(worker_addresses) > 1
+        self._dealers = [
+            DealerLink(self._context, address, identity, self.has_others) for address in worker_addresses
+        ]
         self._asset_dealers = [DealerLink(self._context, address, identity) for address in asset_addresses]
         self._probe = wire.encode(WorkerBeat(NO_LEASE, 0, 0, 0, 0), as_array("Q", ()))
         self._answers: list[Answer] = []
@@ -106,6 +109,10 @@ class SchedulerLink:
         self._dealers[index].clear()  # of questions that it has not taken the last is enough
         self._dealers[index].send(self._probe)
 
+    def seconds_lost(self, now: float) -> float:
+        """How long the connection to the current scheduler has been lost, as `DealerLink.seconds_lost`."""
+        return [dealer.seconds_lost(now) for dealer in self._dealers][self.current]
+
     def turn_to(self, index: int, parted: bool) -> None:
         """Talk to that scheduler from now on. `parted`: the one before has been told goodbye.
 
@@ -114,7 +121,7 @@ class SchedulerLink:
         if not parted:
             self._poller.unregister(self._dealers[self.current].socket)
             self._dealers[self.current].close(linger_milliseconds=0)
-            dealer = DealerLink(self._context, self._addresses[self.current], self._identity)
+            dealer = DealerLink(self._context, self._addresses[self.current], self._identity, watched=True)
             self._dealers[self.current] = dealer
             self._poller.register(dealer.socket, zmq.POLLIN)
         self.current = index

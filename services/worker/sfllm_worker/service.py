@@ -10,7 +10,7 @@ import time
 
 import structlog
 
-from sfllm.sockets import OutboxFullError
+from sfllm.sockets import RECONNECT_SECONDS, OutboxFullError
 from sfllm_worker.beats import Beater
 from sfllm_worker.engine.interface import EngineInterface
 from sfllm_worker.link import SchedulerLink
@@ -119,6 +119,8 @@ class WorkerService:
     def _choose_scheduler(self, now: float) -> None:
         """Ask after other schedulers, go on to the next when one is not there, move to a better one."""
         choice, link, protocol = self._choice, self._link, self._protocol
+        if link.has_others and link.seconds_lost(now) >= RECONNECT_SECONDS and protocol.lease is not None:
+            protocol.lose("the connection was lost", now)
         for answer in link.take_answers():
             choice.answered(answer.scheduler, answer.epoch, now)
         for index in choice.to_probe(now):
