@@ -93,8 +93,13 @@ class SchedulerSettings(CommonSettings, frozen=True, kw_only=True):
     ] = "auto"
     max_queue_requests: Annotated[int, Meta(ge=1, description="waiting requests before answering 429")] = 1024
     max_overtakes: Annotated[
-        int, Meta(ge=0, description="times a waiting request may be passed by later ones")
-    ] = 16
+        int,
+        Meta(ge=0, description="times a request may be passed by later ones of its tenant and priority"),
+    ] = 1000
+    target_ttft_seconds: Annotated[
+        float,
+        Meta(gt=0, description="requests that can still have a first token in so long go before later ones"),
+    ] = 2.0
     tenant_weights: Annotated[
         tuple[Annotated[str, Meta(pattern=r"^.+=(?=.*[1-9])[0-9]+(\.[0-9]+)?$")], ...],
         Meta(description="shares of tenants, as name=2, for those that get more or less than a share of 1"),

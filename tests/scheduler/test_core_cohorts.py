@@ -34,15 +34,35 @@ def test_a_long_request_that_has_waited_for_long_goes_before_a_short_one(driver:
     running = driver.submit()
     driver.tick()
     long = driver.submit(1000)
-    driver.tick(2.0)
+    driver.tick(1.6)
     short = driver.submit(10)
     driver.tick(0.1)
     driver.finish(worker, running)
     driver.tick()
-    assert driver.grants(worker)[1] == [long], "2.1 s for 1,064 tokens is more than 0.1 s for 74"
+    assert driver.grants(worker)[1] == [long], "1.7 s for 1,064 tokens is more than 0.1 s for 74"
     driver.finish(worker, long)
     driver.tick()
     assert driver.grants(worker)[2] == [short]
+
+
+@pytest.mark.parametrize("policy", ["length", "auto"])
+def test_requests_that_can_still_be_in_time_go_before_those_that_cannot(policy: str) -> None:
+    driver = Driver(policy=policy, target_ttft_seconds=1.0)
+    driver.gateway()
+    worker = driver.worker(slots=1, step_tokens=4096)
+    running = driver.submit()
+    driver.tick()
+    late = driver.submit(10)
+    driver.tick(2.0)
+    long = driver.submit(1000)
+    retry = driver.submit(1000, attempt=1, age_milliseconds=5000)
+    order = []
+    for _ in range(3):
+        driver.finish(worker, running)
+        driver.tick()
+        ((running,),) = driver.grants(worker)[-1:]
+        order.append(running)
+    assert order == [retry, long, late], "a retry's client reads already, so it is never late"
 
 
 def test_an_anchor_that_has_waited_takes_neighbouring_bands_with_it_the_nearest_first(driver: Driver) -> None:

@@ -60,6 +60,7 @@ class Queue(RuleBasedStateMachine):
         request = Request(Key(GATEWAY, self.number), submit, arrays, "m", rank, self.now)
         request.expect_uncached(int(tokens * (1 - cached)))
         request.latest_start = self.now + 7.0 * (self.number % 5)
+        request.late_at = self.now + 1.5 * (self.number % 4)
         self.waiting.add(request)
         self.live.append(request)
 

@@ -169,12 +169,15 @@ class SchedulerService:
 
     def _handle(self, event: Event, now: float) -> None:
         """Give an event to the core and do what it says, and what follows from failures to do so."""
-        events: deque[Event] = deque([event])
-        while events:
-            for action in self._decide(events.popleft(), now):
-                failed = self._perform(action, now)
-                if failed is not None:
-                    events.append(failed)
+        failures = self._perform_all(self._decide(event, now), now)
+        if failures:
+            events = deque(failures)
+            while events:
+                events += self._perform_all(self._decide(events.popleft(), now), now)
+
+    def _perform_all(self, actions: list[Action], now: float) -> list[Event]:
+        """Do what the core said; what failed are further events for it."""
+        return [failed for action in actions if (failed := self._perform(action, now)) is not None]
 
     def _perform(self, action: Action, now: float) -> Event | None:
         match action:
@@ -219,6 +222,7 @@ def policy_values(settings: SchedulerSettings) -> PolicyValues:
         policy=settings.policy,
         max_queue_requests=settings.max_queue_requests,
         max_overtakes=settings.max_overtakes,
+        target_ttft_seconds=settings.target_ttft_seconds,
         tenant_weights=tuple(map(_weight, settings.tenant_weights)),
         tenant_requests_per_minute=settings.tenant_requests_per_minute,
         tenant_tokens_per_minute=settings.tenant_tokens_per_minute,

@@ -33,7 +33,7 @@ def response_ratio(request: Request, now: float) -> float:
 
 
 class Alarms:
-    """Requests with a time at which something changes for each; those that have left are dropped in passing."""
+    """Requests with a time each at which something changes; those that leave before are forgotten."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Request]] = []
