@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter as CountOf
+from collections.abc import Mapping
+from logging import DEBUG, ERROR, INFO, WARNING, getLogger
 
 import structlog
 
 from sfllm.bands import band_end
 from sfllm.metrics import REQUEST_LATENCY_BUCKETS, Metrics
-from sfllm_scheduler.core.events import Record
+from sfllm_scheduler.core.events import Field, Record
 from sfllm_scheduler.core.state import State
 
 log = structlog.get_logger()
@@ -18,16 +20,16 @@ SPREAD_BUCKETS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 32.0, 64.0
 COHORT_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 _LEVELS = {
-    "rejected": "info",
-    "quarantined": "error",
-    "interrupted": "warning",
-    "worker_joined": "info",
-    "worker_draining": "info",
-    "worker_lost": "warning",
-    "worker_failed": "error",
-    "worker_refused": "warning",
-    "gateway_joined": "info",
-    "gateway_lost": "info",
+    "rejected": INFO,
+    "quarantined": ERROR,
+    "interrupted": WARNING,
+    "worker_joined": INFO,
+    "worker_draining": INFO,
+    "worker_lost": WARNING,
+    "worker_failed": ERROR,
+    "worker_refused": WARNING,
+    "gateway_joined": INFO,
+    "gateway_lost": INFO,
 }
 """Everything else is for debugging."""
 
@@ -95,6 +97,7 @@ class Observer:
         self._seen_bands: set[int] = set()
         self._seen_models: set[str] = set()
         self._next_refresh = 0.0
+        self._debugs = getLogger().isEnabledFor(DEBUG)  # asked once: there are several records a request
 
     def count_malformed(self, link: str) -> None:
         """A frame was not a message of that link."""
@@ -105,15 +108,7 @@ class Observer:
         fields = record.fields
         match record.event:
             case "granted":
-                self._spread.observe(_number(fields["spread"]))
-                model = str(fields["model"])
-                self._granted_tokens.labels(model).inc(_number(fields["tokens"]))
-                self._expected_hits.labels(model).inc(_number(fields["cached_tokens"]))
-                seconds = fields["queue_seconds"]
-                waits = seconds if isinstance(seconds, tuple) else ()
-                self._cohort_size.observe(len(waits))
-                for value in waits:
-                    self._queue_time.labels(model).observe(value)
+                self._measure_grant(fields)
             case "rejected":
                 self._rejections.labels(str(fields["reason"])).inc()
             case "interrupted":
@@ -132,7 +127,21 @@ class Observer:
                 self.count_malformed(str(fields["link"]))
             case "dropped":
                 self._dropped.inc()
-        log.log(_LEVEL_NUMBERS[_LEVELS.get(record.event, "debug")], record.event.replace("_", " "), **fields)
+        level = _LEVELS.get(record.event, DEBUG)
+        if level > DEBUG or self._debugs:
+            log.log(level, record.event.replace("_", " "), **fields)
+
+    def _measure_grant(self, fields: Mapping[str, Field]) -> None:
+        self._spread.observe(_number(fields["spread"]))
+        model = str(fields["model"])
+        self._granted_tokens.labels(model).inc(_number(fields["tokens"]))
+        self._expected_hits.labels(model).inc(_number(fields["cached_tokens"]))
+        seconds = fields["queue_seconds"]
+        waits = seconds if isinstance(seconds, tuple) else ()
+        self._cohort_size.observe(len(waits))
+        queue_time = self._queue_time.labels(model)
+        for value in waits:
+            queue_time.observe(value)
 
     def refresh(self, state: State, now: float) -> None:
         """Read the gauges, at most twice a second: that is often enough for any scrape."""
@@ -164,9 +173,6 @@ class Observer:
         draining = sum(worker.draining for worker in state.workers.values())
         self._workers.labels("draining").set(draining)
         self._workers.labels("serving").set(len(state.workers) - draining)
-
-
-_LEVEL_NUMBERS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
 def _number(value: object) -> float:
