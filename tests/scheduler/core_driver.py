@@ -27,6 +27,7 @@ from sfllm.messages import (
     WorkerFinished,
     WorkerHeld,
     WorkerHello,
+    WorkerProgress,
     WorkerWelcome,
 )
 from sfllm.wire import Array, as_array
@@ -115,6 +116,7 @@ class Driver:
             "priority": 0,
             "milliseconds_left": 600_000,
         } | changes
+        names = values.pop("names", ())
         choices = values["choices"]
         assert isinstance(choices, tuple)
         message = Submit(
@@ -123,7 +125,7 @@ class Driver:
             sampling=Sampling(max_tokens=max_tokens, seed=1),
             **values,
         )
-        arrays = (as_array("I", range(tokens)), as_array("I", generated), as_array("Q", ()))
+        arrays = (as_array("I", range(tokens)), as_array("I", generated), as_array("Q", names))
         self.send(FromGateway(gateway, message, arrays))
         return handle
 
@@ -178,6 +180,10 @@ class Driver:
         """The handles of each cohort that the worker was granted."""
         return [[entry.handle for entry in grant.requests] for grant in self.to_worker(Grant, peer)]
 
+    def all_granted(self, peer: bytes) -> list[int]:
+        """The handles of all that the worker was granted, in that order."""
+        return [handle for cohort in self.grants(peer) for handle in cohort]
+
     def granted(self, handle: int) -> GrantedRequest:
         """The newest grant of that request, to whichever worker."""
         grants = [a.message for a in self.log if isinstance(a, ToWorker) and isinstance(a.message, Grant)]
@@ -188,10 +194,24 @@ class Driver:
         message = WorkerFinished(self.lease(peer), entry.gateway, finished(entry, choice, reason))
         self.send(FromWorker(peer, message))
 
-    def worker_beat(self, peer: bytes, held: Iterable[OpenChoice] | None = None) -> None:
+    def worker_beat(
+        self,
+        peer: bytes,
+        held: Iterable[OpenChoice] | None = None,
+        *,
+        slots: int = 0,
+        step_curve: tuple[float, ...] = (),
+        names: Sequence[int] = (),
+    ) -> None:
         """The worker beats: it holds what it should, or just these choices."""
         mark = self.state_of(peer).digest if held is None else digest(held)
-        self.send(FromWorker(peer, WorkerBeat(self.lease(peer), 1, 0, 0, 100, mark), (as_array("Q", ()),)))
+        beat = WorkerBeat(self.lease(peer), 1, 0, 0, 100, mark, slots, step_curve)
+        self.send(FromWorker(peer, beat, (as_array("Q", names),)))
+
+    def progress(self, peer: bytes, pending_tokens: int = 0, grants: int | None = None) -> None:
+        """The worker has taken in prompts: so much is left of all its grants, or of so many."""
+        grants = len(self.to_worker(Grant, peer)) if grants is None else grants
+        self.send(FromWorker(peer, WorkerProgress(self.lease(peer), grants, pending_tokens)))
 
     def gateway_beat(self, peer: bytes = GATEWAY, held: Iterable[OpenChoice] | None = None) -> None:
         """The gateway beats: its open choices are those that it should have, or just these."""

@@ -28,6 +28,7 @@ class FakeWorker:
         self.peer = peer
         self.lease = 0
         self.held: dict[tuple[bytes, int, int], tuple[GrantedRequest, set[int]]] = {}
+        self.grants = 0
         self.draining = False
 
     @property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import partial
+from sys import maxsize
 
 from core_driver import EPOCH
 from fake_peers import KV_TOKENS, SLOTS, FakeGateway, FakeRequest, FakeWorker
@@ -15,14 +17,18 @@ from sfllm.messages import (
     Interrupted,
     ListHeld,
     Message,
+    Recall,
     Rejected,
     Submit,
     WorkerCancel,
     WorkerFinished,
+    WorkerProgress,
+    WorkerReturned,
     WorkerUnknown,
     WorkerWelcome,
 )
 from sfllm.wire import Array
+from sfllm_scheduler.core.cohorts import POLICIES, Room
 from sfllm_scheduler.core.core import SchedulerCore
 from sfllm_scheduler.core.events import (
     Event,
@@ -37,7 +43,20 @@ from sfllm_scheduler.core.state import PolicyValues
 MAX_OVERTAKES = 1
 MAX_QUEUE = 12
 
-LOSSES = (Submit, Cancel, Finished, Rejected, Interrupted, Admitted, Grant, WorkerCancel, WorkerFinished)
+LOSSES = (
+    Submit,
+    Cancel,
+    Finished,
+    Rejected,
+    Interrupted,
+    Admitted,
+    Grant,
+    Recall,
+    WorkerCancel,
+    WorkerFinished,
+    WorkerProgress,
+    WorkerReturned,
+)
 
 
 class Peers:
@@ -65,6 +84,7 @@ class Peers:
         self.ends: dict[tuple[bytes, int, int], int] = defaultdict(int)
         self.to_lose: list[type[Message]] = []
         self.is_lossy = False
+        self.recalled: list[tuple[bytes, tuple[bytes, int, int]]] = []
         self.answers: dict[bytes, FromGateway | FromWorker] = {}
 
     def send(self, event: Event) -> None:
@@ -132,7 +152,7 @@ class Peers:
     def worker_hears(self, worker: FakeWorker, message: Message) -> None:
         match message:
             case WorkerWelcome():
-                worker.lease, worker.held = message.lease, {}
+                worker.lease, worker.held, worker.grants = message.lease, {}, 0
             case Grant():
                 assert message.lease == worker.lease
                 assert not worker.draining, "a grant for a worker that drains"
@@ -140,6 +160,7 @@ class Peers:
                 for entry in message.requests:
                     self.gateways[entry.gateway].requests[entry.handle].waits = False
                 if not self.loses(message):
+                    worker.grants += 1
                     for entry in message.requests:
                         worker.take(entry)
                 self.check_room(worker)
@@ -148,6 +169,9 @@ class Peers:
                 worker.let_go(message)
             case ListHeld():
                 self.answers[worker.peer] = FromWorker(worker.peer, *worker.list_of(message.number))
+            case Recall() if not self.loses(message):
+                assert message.lease == worker.lease
+                self.recalled.append((worker.peer, (message.gateway, message.handle, message.attempt)))
             case WorkerUnknown():
                 raise AssertionError("every worker of this test is known")
 
@@ -185,7 +209,17 @@ class Peers:
         return request.rank
 
     def check_nobody_idles(self) -> None:
+        """No worker with room and less prefill than its window is left without what it could be granted."""
         state = self.core.state
+        model = state.models.get("m")
+        for worker in model.workers.values() if model is not None else ():
+            if model is None or worker.draining or worker.probation or worker.reserved is not None:
+                continue
+            left = worker.prefill_window - worker.prefill.tokens
+            uncached = partial(model.fleet.uncached, worker)
+            room = Room(worker, maxsize, avoid=False, prefill_tokens=left, uncached=uncached)
+            cohort = POLICIES[self.policy].cohort(model.waiting, room, self.now, MAX_OVERTAKES)
+            assert not cohort, f"{worker.worker_id} could be granted {len(cohort)} requests that wait"
         for worker in state.workers.values():
             if not worker.holds and not worker.draining:
                 waiting = state.models["m"].waiting.by_submission()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from core_driver import finished
-from fake_peers import FakeGateway, FakeRequest, FakeWorker
+from fake_peers import SLOTS, FakeGateway, FakeRequest, FakeWorker
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -25,8 +25,10 @@ from sfllm.messages import (
     WorkerDraining,
     WorkerFault,
     WorkerFinished,
+    WorkerProgress,
     WorkerReturned,
 )
+from sfllm.prefixes import prefix_names
 from sfllm.wire import as_array
 from sfllm_scheduler.core.events import (
     FromGateway,
@@ -124,7 +126,8 @@ class Machine(Peers, RuleBasedStateMachine):
 
     def send_submit(self, peer: bytes, handle: int) -> None:
         request = self.gateways[peer].requests[handle]
-        arrays = (as_array("I", range(request.tokens)), as_array("I", ()), as_array("Q", ()))
+        prompt = as_array("I", range(request.tokens))
+        arrays = (prompt, as_array("I", ()), prefix_names(prompt, ""))
         self.send(FromGateway(peer, request.submit, arrays))
 
     def some_request(self, data: st.DataObject) -> tuple[bytes, int] | None:
@@ -182,6 +185,21 @@ class Machine(Peers, RuleBasedStateMachine):
         self.from_worker(worker, WorkerFinished(worker.lease, entry.gateway, finished(entry, choice)))
 
     @precondition(lambda self: self.workers)
+    @rule(data=st.data(), pending=st.integers(0, 600))
+    def worker_takes_in_prompts(self, data: st.DataObject, pending: int) -> None:
+        worker = self.workers[data.draw(st.sampled_from(sorted(self.workers)))]
+        self.from_worker(worker, WorkerProgress(worker.lease, worker.grants, pending))
+
+    @precondition(lambda self: self.recalled)
+    @rule(begun=st.booleans())
+    def worker_hears_a_recall(self, begun: bool) -> None:
+        peer, key = self.recalled.pop(0)
+        worker = self.workers.get(peer)
+        if worker is not None and key in worker.held and not begun:
+            del worker.held[key]
+            self.from_worker(worker, WorkerReturned(worker.lease, *key))
+
+    @precondition(lambda self: self.workers)
     @rule(count=st.integers(1, 4), turns=st.integers(1, 4))
     def workers_go_on(self, count: int, turns: int) -> None:
         """Some turns in which workers finish a few requests each and get others."""
@@ -192,15 +210,21 @@ class Machine(Peers, RuleBasedStateMachine):
                         self.finish(worker, key, min(worker.held[key][1]))
             self.time_passes(0.0)
 
-    @rule(seconds=st.sampled_from([0.0, 0.0, 0.1, 1.0, 3.0]))
-    def time_passes(self, seconds: float) -> None:
+    @rule(
+        seconds=st.sampled_from([0.0, 0.0, 0.1, 1.0, 3.0]),
+        cached=st.integers(0, 500),
+        slots=st.sampled_from([0, 0, SLOTS, 2]),
+    )
+    def time_passes(self, seconds: float, cached: int = 0, slots: int = 0) -> None:
         self.now += seconds
         for peer, gateway in list(self.gateways.items()):
             self.send(FromGateway(peer, GatewayBeat(1, digest(gateway.open_choices()))))
         for worker in list(self.workers.values()):
             mark = digest(worker.open_choices())
             self.from_worker(
-                worker, WorkerBeat(worker.lease, 1, len(worker.held), 0, 0, mark), (as_array("Q", ()),)
+                worker,
+                WorkerBeat(worker.lease, 1, len(worker.held), 0, 0, mark, slots),
+                (prefix_names(as_array("I", range(cached + 1)), ""),),
             )
         assert self.is_lossy or not self.answers, "asked for a list though nothing was lost"
         self.send(Tick())
@@ -244,6 +268,10 @@ class FcfsMachine(Machine):
     policy = "fcfs"
 
 
+class AutoMachine(Machine):
+    policy = "auto"
+
+
 _SETTINGS = settings(
     max_examples=40,
     stateful_step_count=40,
@@ -252,5 +280,7 @@ _SETTINGS = settings(
 )
 TestRandomHistoriesWithLengthCohorts = Machine.TestCase
 TestRandomHistoriesWithLengthCohorts.settings = _SETTINGS
+TestRandomHistoriesWithTheDefault = AutoMachine.TestCase
+TestRandomHistoriesWithTheDefault.settings = _SETTINGS
 TestRandomHistoriesWithFirstComeFirstServed = FcfsMachine.TestCase
 TestRandomHistoriesWithFirstComeFirstServed.settings = _SETTINGS

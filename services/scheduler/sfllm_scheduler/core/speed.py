@@ -17,6 +17,9 @@ out while it stays, and counting all its steps would send everybody away from fu
 ASSUMED_STEP_SECONDS = 0.05
 """For a full step of a worker that has not measured any."""
 
+CROWD_SHARE = 0.25
+"""How much of a full step of such a worker's decode depends on who is in it; reading the weights does not."""
+
 MAX_SECONDS = 3600.0
 """No honest step takes longer."""
 
@@ -36,9 +39,9 @@ class Speed(NamedTuple):
     @classmethod
     def unknown(cls, capacity: Capacity) -> Speed:
         """All workers that have measured nothing count alike: full steps take the same time."""
-        half = ASSUMED_STEP_SECONDS / 2
         token = ASSUMED_STEP_SECONDS / capacity.step_tokens
-        return cls(token, 0.0, half / capacity.slots, half / capacity.kv_tokens)
+        crowd = ASSUMED_STEP_SECONDS * CROWD_SHARE
+        return cls(token, 0.0, crowd / 2 / capacity.slots, crowd / 2 / capacity.kv_tokens)
 
     @classmethod
     def measured(cls, step_curve: tuple[float, ...], capacity: Capacity) -> Speed | None:
