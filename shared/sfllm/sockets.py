@@ -104,6 +104,8 @@ class DealerLink:
         self.socket.connect(address)
         self._outbox = Outbox()
         self._lost_at: float | None = None
+        self.is_up = False
+        """Whether there is a connection, as far as `seconds_lost` has shown."""
 
     def seconds_lost(self, now: float) -> float:
         """How long the connection has been lost: 0 while there is one, and before the first.
@@ -114,7 +116,8 @@ class DealerLink:
         assert self._monitor is not None, "the link is not watched"
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self.is_up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            if self.is_up:
                 self._lost_at = None
             elif self._lost_at is None:
                 self._lost_at = now

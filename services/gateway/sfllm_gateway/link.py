@@ -13,7 +13,7 @@ import structlog
 import zmq
 
 from sfllm import wire
-from sfllm.messages import SCHEDULER_TO_GATEWAY, Message
+from sfllm.messages import SCHEDULER_TO_GATEWAY, GatewayHello, Message
 from sfllm.sockets import DealerLink
 from sfllm_gateway.stream import Outgoing
 from sfllm_gateway.streams import ClearOutbox
@@ -45,6 +45,8 @@ class SchedulerLink:
         self._take = take
         self._on_drained = on_drained
         self._dealer = DealerLink(context, address, identity, watched)
+        self._watched = watched
+        self._hello_sent = False
         self._decode = wire.decoder(SCHEDULER_TO_GATEWAY)
         self._drain_scheduled = False
         self._closed = False
@@ -60,12 +62,18 @@ class SchedulerLink:
             for item in outgoing:
                 if isinstance(item, ClearOutbox):
                     self._dealer.clear()
-                else:
+                elif not (isinstance(item.message, GatewayHello) and self._hello_waits()):
                     self._dealer.send(wire.encode(item.message, *item.arrays))
         finally:
             if not self._drain_scheduled:
                 self._drain_scheduled = True
                 self._loop.call_soon(self._drain)
+
+    def _hello_waits(self) -> bool:
+        """Whether an earlier hello still waits for a connection. All hellos of an hour would be a flood."""
+        waits = self._watched and self._hello_sent and not self._dealer.is_up
+        self._hello_sent = not self._dealer.is_up
+        return waits
 
     def seconds_lost(self, now: float) -> float:
         """As `DealerLink.seconds_lost`."""
