@@ -95,7 +95,8 @@ class Pressed:
 
     def urgent(self, now: float) -> Iterator[Request]:
         """Those whose slack is nearly gone, least slack first."""
-        self._urgent.update(self._alarms.due(now))
+        for request in self._alarms.due(now):
+            self._urgent.add(request)
         while self._urgent and self._urgent[0].latest_start < now:
             self._urgent.pop(0)
         return iter(self._urgent)

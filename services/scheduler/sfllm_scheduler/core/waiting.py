@@ -24,6 +24,8 @@ from sfllm_scheduler.core.urgency import Alarms, Pressed
 COUNTED_PRIORITIES = 64
 """Priorities that are looked through to say how many requests go first; clients choose them freely."""
 
+LATE_AT_A_TIME = 64
+
 
 class PriorityClass:
     """Waiting requests of one priority: a line for each tenant.
@@ -66,8 +68,8 @@ class PriorityClass:
             self._close_line(line)
 
     def note_time(self, now: float) -> None:
-        """Set apart who is late by now."""
-        for request in self._becoming_late.due(now):
+        """Set apart who is late by now, not too many at a time: a burst becomes late all at once."""
+        for request in islice(self._becoming_late.due(now), LATE_AT_A_TIME):
             line = self.line_of(request)
             self._change(line, request, line.on_time.remove)
             request.late = True
