@@ -110,7 +110,9 @@ class Fleet:
 
     def uncached(self, worker: Worker, request: Request) -> int:
         """Tokens of a waiting request that a worker would have to compute."""
-        return request.tokens - CHUNK_TOKENS * self.prefixes.cached(worker.lease, request.prefixes)
+        names = request.prefixes
+        cached = self.prefixes.cached(worker.lease, names) if len(names) else 0
+        return request.tokens - CHUNK_TOKENS * cached
 
     def least_uncached(self, request: Request) -> int:
         """The same for the worker that has most of it."""

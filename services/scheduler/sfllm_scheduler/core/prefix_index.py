@@ -24,8 +24,8 @@ class PrefixIndex:
     """
 
     def __init__(self) -> None:
-        self._beats: dict[int, int] = {}
-        self._names: dict[int, dict[int, int]] = {}
+        self._names: dict[int, dict[int, None]] = {}
+        self._since_beat: dict[int, dict[int, None]] = {}
         # Most names have one holder, so a set is made only for the second one.
         self._holders: dict[int, int | dict[int, None]] = {}
 
@@ -34,37 +34,34 @@ class PrefixIndex:
 
     def join(self, worker: int) -> None:
         """A worker with an empty cache."""
-        self._beats[worker] = 0
         self._names[worker] = {}
+        self._since_beat[worker] = {}
 
     def leave(self, worker: int) -> None:
         """A worker is gone, and its cache with it."""
         for name in self._names.pop(worker):
             self._drop_holder(name, worker)
-        del self._beats[worker]
+        del self._since_beat[worker]
 
     def grant(self, worker: int, names: Iterable[int]) -> None:
         """A request with these beginnings goes to a worker."""
-        beat, known = self._beats[worker], self._names[worker]
+        known, since_beat = self._names[worker], self._since_beat[worker]
         for name in names:
+            since_beat[name] = None
             if name not in known:
+                known[name] = None
                 self._add_holder(name, worker)
-            known[name] = beat
         self._trim(worker)
 
     def beat(self, worker: int, summary: Iterable[int]) -> None:
         """A worker lists what it has, most recently used first; a list that is too long is cut."""
         known = self._names[worker]
-        self._beats[worker] += 1
-        before = self._beats[worker] - 1
-        kept = dict.fromkeys(islice(summary, MAX_SUMMARY_PREFIXES), before - 1)
-        kept.update((name, beat) for name, beat in known.items() if beat >= before)
-        for name in known:
-            if name not in kept:
-                self._drop_holder(name, worker)
-        for name in kept:
-            if name not in known:
-                self._add_holder(name, worker)
+        kept = dict.fromkeys(islice(summary, MAX_SUMMARY_PREFIXES)) | self._since_beat[worker]
+        self._since_beat[worker] = {}
+        for name in known.keys() - kept.keys():
+            self._drop_holder(name, worker)
+        for name in kept.keys() - known.keys():
+            self._add_holder(name, worker)
         self._names[worker] = kept
         self._trim(worker)
 
@@ -97,6 +94,7 @@ class PrefixIndex:
         if len(known) > MAX_NAMES:
             for name in list(islice(known, len(known) - MAX_NAMES)):
                 del known[name]
+                self._since_beat[worker].pop(name, None)
                 self._drop_holder(name, worker)
 
     def _add_holder(self, name: int, worker: int) -> None:

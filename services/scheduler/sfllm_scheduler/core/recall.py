@@ -39,11 +39,11 @@ def recall(state: State, now: float) -> None:
 
 
 def _recall_of(state: State, model: Model) -> None:
-    idle = [worker for worker in model.workers.values() if worker.is_ready and not worker.prefill.tokens]
-    if not idle:
-        return
-    idle.sort(key=lambda worker: (worker.load, worker.lease))
     busy = [worker for worker in model.workers.values() if _backlog_seconds(worker) > GAIN_SECONDS]
+    if not busy:
+        return
+    idle = [worker for worker in model.workers.values() if worker.is_ready and not worker.prefill.tokens]
+    idle.sort(key=lambda worker: (worker.load, worker.lease))
     busy.sort(key=lambda worker: (-_backlog_seconds(worker), worker.lease))
     takers = iter(idle[:MAX_RECALLS])
     taker = next(takers, None)
