@@ -18,7 +18,7 @@ def test_what_is_written_is_read_back_and_written_the_same_way() -> None:
 
 
 def test_a_line_that_is_none_of_the_kinds_is_refused_with_its_words() -> None:
-    setup = "seed 1, 1 gateways, 1 workers of 4 slots and 256 cache tokens, steps of 20 ms"
+    setup = "seed 1, 1 gateways, 1 workers of 4 slots and 256 cache tokens, steps of 20 ms, policy auto"
     with pytest.raises(ScriptError, match="worker-0 explodes"):
         read_script(f"{setup}\nt=1 worker-0 explodes")
     with pytest.raises(ScriptError, match="not a setup"):

@@ -64,7 +64,15 @@ class Client:
         """What it asks for."""
         asked = self.asked
         prompt = array("I", self.truth.prompt)
-        return Request(f"r{asked.request}", MODEL, prompt, asked.n, self.truth.sampling, asked.priority)
+        return Request(
+            f"r{asked.request}",
+            MODEL,
+            prompt,
+            asked.n,
+            self.truth.sampling,
+            asked.priority,
+            tenant=asked.tenant,
+        )
 
     def end(self, outcome: str, error: ServiceError | None = None) -> None:
         """Nothing more comes."""

@@ -26,6 +26,8 @@ LOAD_SECONDS = 4.0
 """Requests come and faults begin within so many seconds."""
 
 POISON_CHANCE = 0.06
+MOST_TOKENS = 180
+"""Of a prompt and an answer together: the smallest cache and the model have room for that."""
 
 
 def scenario(seed: int) -> Script:
@@ -38,6 +40,7 @@ def scenario(seed: int) -> Script:
         slots=random.choice((2, 4, 8)),
         kv_tokens=random.choice((192, 256, 512)),
         step_milliseconds=random.choice((5, 20, 60, 150)),
+        policy=random.choice(("auto", "auto", "length", "prefix", "fcfs")),
     )
     events: list[Event] = []
     for request in range(1, random.choice((2, 4, 8, 12)) + 1):
@@ -56,14 +59,16 @@ def _time(random: Random) -> float:
 
 def _request(random: Random, setup: Setup, request: int) -> list[Event]:
     """A request, and what its client does later."""
+    prompt = random.choice((1, 5, 17, 40, 60, 70, 135))
     opened = Open(
         t=_time(random),
         gateway=f"gateway-{random.randrange(setup.gateways)}",
         request=request,
-        prompt=random.choice((1, 5, 17, 40, 60)),
+        prompt=prompt,
         n=random.choice((1, 1, 1, 2, 3)),
-        tokens=random.choice((1, 4, 20, 40, 80, 120)),
+        tokens=min(random.choice((1, 4, 20, 40, 80, 120)), MOST_TOKENS - prompt),
         priority=random.choice((0, 0, 0, 1, -1)),
+        tenant=random.choice(("a", "a", "b", "c")),
         logprobs=random.choice((-1, -1, -1, 0, 2)),
         deadline=random.choice((2.0, *[600.0] * 7)),
     )

@@ -25,6 +25,7 @@ from sfllm_scheduler.core.events import (
 from sfllm_scheduler.core.state import PolicyValues
 
 from .agenda import Agenda
+from .decisions import Decisions
 from .network import Link
 from .process import Process, encoded, require
 
@@ -53,6 +54,7 @@ class Scheduler(Process):
         super().__init__(agenda, "scheduler", clock_offset)
         self.core = SchedulerCore(policy, epoch)
         self.asked_at = 0.0
+        self._decisions = Decisions(self.core)
         self._links = links
         self._on_record = on_record
         self.every(TURN_SECONDS, lambda: self._handle(Tick()))
@@ -73,17 +75,23 @@ class Scheduler(Process):
 
     def _handle(self, event: Event) -> None:
         events = deque([event])
-        changed = not isinstance(event, Tick)
+        changed = followed = False
         while events:
+            self._decisions.before()
             held = {worker.worker_id: len(worker.holds) for worker in self.core.state.workers.values()}
             for action in self.core.handle(events.popleft(), self.clock):
                 changed = True
                 _check_blame(action, held)
+                self._decisions.see(action)
                 followed_by = self._perform(action)
                 if followed_by is not None:
+                    followed = True
                     events.append(followed_by)
-        if changed:
+        if changed or not isinstance(event, Tick):
             self.core.check_integrity()
+            self._decisions.check_bounded()
+        if isinstance(event, Tick) and not followed:
+            self._decisions.check_no_worker_idles()
 
     def _perform(self, action: Action) -> Event | None:
         match action:

@@ -54,7 +54,7 @@ class Setup(Line):
 
     template = (
         "seed {seed}, {gateways} gateways, {workers} workers of {slots} slots and {kv_tokens} cache tokens, "
-        "steps of {step_milliseconds} ms"
+        "steps of {step_milliseconds} ms, policy {policy}"
     )
     seed: int
     gateways: int
@@ -62,6 +62,7 @@ class Setup(Line):
     slots: int
     kv_tokens: int
     step_milliseconds: int
+    policy: str
 
     def with_seed(self, seed: int) -> Self:
         """The same, with other luck."""
@@ -84,7 +85,7 @@ class Open(Event):
 
     template = (
         "t={t} {gateway} opens request {request}: prompt {prompt}, n {n}, tokens {tokens}, "
-        "priority {priority}, logprobs {logprobs}, deadline {deadline} s"
+        "priority {priority}, tenant {tenant}, logprobs {logprobs}, deadline {deadline} s"
     )
     gateway: str
     request: int
@@ -92,6 +93,7 @@ class Open(Event):
     n: int
     tokens: int
     priority: int
+    tenant: str
     logprobs: int
     deadline: float
 

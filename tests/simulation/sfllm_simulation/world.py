@@ -26,7 +26,19 @@ RESTART_SECONDS = 0.5
 
 OPEN_AGAIN_SECONDS = 0.25
 
-POLICY = PolicyValues(beat_seconds=BEAT_SECONDS, lease_seconds=LEASE_SECONDS, max_queue_requests=64)
+MAX_OVERTAKES = 2
+"""Few, so that it happens."""
+
+
+def policy_of(script: Script) -> PolicyValues:
+    """What its scheduler decides by."""
+    return PolicyValues(
+        policy=script.setup.policy,
+        beat_seconds=BEAT_SECONDS,
+        lease_seconds=LEASE_SECONDS,
+        max_queue_requests=64,
+        max_overtakes=MAX_OVERTAKES,
+    )
 
 
 class World:
@@ -155,7 +167,7 @@ class World:
     def _new_scheduler(self) -> Scheduler:
         return Scheduler(
             self.agenda,
-            POLICY,
+            policy_of(self.script),
             self._random.getrandbits(62),
             self._random.uniform(0.0, 1e6),
             self._routes,
