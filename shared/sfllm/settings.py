@@ -95,7 +95,7 @@ class SchedulerSettings(CommonSettings, frozen=True, kw_only=True):
     max_overtakes: Annotated[
         int,
         Meta(ge=0, description="times a request may be passed by later ones of its tenant and priority"),
-    ] = 1000
+    ] = 10_000
     target_ttft_seconds: Annotated[
         float,
         Meta(gt=0, description="requests that can still have a first token in so long go before later ones"),
