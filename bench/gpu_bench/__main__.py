@@ -1,26 +1,23 @@
 """Measures the worker on this machine's GPU: `make gpu-bench`, or `python -m bench.gpu_bench STAGE ...`.
 
 Every stage runs in a process of its own, for eight minutes at most, and its figures are kept as soon as it
-ends: stages may be measured one at a time. `report` writes the report anew from what is there.
+ends, and figures of a stage that breaks off up to there: stages may be measured one at a time. `report`
+writes the report anew from what is there, and `report --add FILE ...` from results of other runs too.
 `--device cpu --quick` runs every stage tiny, which proves this program and measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.gpu_bench.processes import run_within
 from bench.gpu_bench.report import report, table
-from bench.gpu_bench.results import FOLDER, RESULTS, ROOT, Results, circumstances
+from bench.gpu_bench.results import FOLDER, RESULTS, ROOT, Results, circumstances, merged
 
 STAGES = (
     "device",
@@ -34,7 +31,6 @@ STAGES = (
     "transformers",
 )
 STAGE_SECONDS = 480
-STOP_SECONDS = 20
 REPORT = ROOT / "docs" / "gpu-report.md"
 
 
@@ -42,10 +38,11 @@ def main() -> int:
     """Measure and report; 1 when a stage failed, 2 when there is no GPU."""
     arguments = _arguments()
     out: Path = arguments.out
-    results = Results(out / RESULTS)
     if arguments.alone:
-        measure(results, arguments)
+        measure(Results(out / RESULTS), arguments)
         return 0
+    if arguments.add:
+        Results(out / RESULTS).replace(merged([Results(path).parts for path in arguments.add]))
     wanted = STAGES if "all" in arguments.stages else [name for name in arguments.stages if name != "report"]
     if wanted and arguments.device == "cuda" and not has_gpu():
         print("gpu-bench: no usable GPU here, so nothing was measured", file=sys.stderr)
@@ -66,55 +63,43 @@ def run(stage: str, arguments: argparse.Namespace) -> bool:
     command += [f"--out={arguments.out}", *(["--quick"] if arguments.quick else [])]
     command += [f"--commit={arguments.commit}"] if arguments.commit else []
     started = time.monotonic()
-    code, said = run_within(command, STAGE_SECONDS)
+    code, said = run_within(command, arguments.stage_seconds)
     seconds = time.monotonic() - started
     if code == 0:
         print(f"{stage}: {seconds:.0f} s", flush=True)
         return True
     last = said.strip().rpartition("\n")[2]
-    error = f"it took longer than {STAGE_SECONDS} s" if code is None else last or f"exit code {code}"
-    Results(arguments.out / RESULTS).keep(
-        stage, {**circumstances(arguments.device, arguments.commit), "error": error}
+    error = (
+        f"it took longer than {arguments.stage_seconds:.0f} s"
+        if code is None
+        else last or f"exit code {code}"
     )
-    print(f"{stage}: failed after {seconds:.0f} s\n{said[-4000:]}", flush=True)
+    results = Results(arguments.out / RESULTS)
+    begun = results.parts.get(stage, {})
+    # A stage that broke off has left what it had measured.
+    part = begun if begun.get("unfinished") else circumstances(arguments.device, arguments.commit)
+    results.keep(stage, {**part, "error": error})
+    print(f"{stage}: failed after {seconds:.0f} s\n{said[-2500:]}", flush=True)
     return False
 
 
-def run_within(command: Sequence[str], seconds: float) -> tuple[int | None, str]:
-    """Run a command: its exit code, or None if it had to be stopped, and its standard error.
-
-    It has a session of its own, which is stopped as a whole: a stage has servers of its own.
-    """
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=said, start_new_session=True)
-        try:
-            code: int | None = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-            os.killpg(process.pid, signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        said.seek(0)
-        return code, said.read()
-
-
 def measure(results: Results, arguments: argparse.Namespace) -> None:
-    """Measure the one stage, in this process, and keep it."""
+    """Measure the one stage, in this process, and keep each row at once."""
     [stage] = arguments.stages
     settings, work = work_of(stage, results, arguments)
-    made = circumstances(arguments.device, arguments.commit)
-    rows = work()
-    results.keep(stage, {**made, "settings": settings, "rows": rows})
+    made = {**circumstances(arguments.device, arguments.commit), "settings": settings}
+    rows: list[dict[str, Any]] = []
+    results.keep(stage, {**made, "rows": rows, "unfinished": True})
+    for row in work():
+        rows.append(row)
+        results.keep(stage, {**made, "rows": rows, "unfinished": True})
+    results.keep(stage, {**made, "rows": rows})
     print(f"\n{stage}\n{table(rows)}", flush=True)
 
 
 def work_of(
     stage: str, results: Results, arguments: argparse.Namespace
-) -> tuple[str, Callable[[], list[dict[str, Any]]]]:
+) -> tuple[str, Callable[[], Iterable[dict[str, Any]]]]:
     """A stage's settings in words, and what measures it."""
     from bench.gpu_bench import kernels, peers, stack, steps  # noqa: PLC0415 - only here torch is needed
     from bench.gpu_bench.place import Place  # noqa: PLC0415
@@ -122,7 +107,7 @@ def work_of(
     place = Place.of(arguments.device, arguments.quick)
     bandwidth = results.value("device", "value", what=kernels.COPY)
     of_stack = "sfllm serve " + " ".join(stack.QUICK_FLAGS if place.quick else stack.GPU_FLAGS)
-    works: dict[str, tuple[str, Callable[[], list[dict[str, Any]]]]] = {
+    works: dict[str, tuple[str, Callable[[], Iterable[dict[str, Any]]]]] = {
         "device": ("", lambda: kernels.device_speed(place)),
         "attention": ("", lambda: kernels.attention(place)),
         "decode": ("", lambda: steps.decode(place, bandwidth and bandwidth * 1e12)),
@@ -152,6 +137,8 @@ def _arguments() -> argparse.Namespace:
     add("--out", type=lambda text: Path(text).resolve(), default=FOLDER, help="where results are kept")
     add("--report", type=Path, help="where the report goes (docs/gpu-report.md after real runs)")
     add("--commit", help="the commit that is measured, where git cannot tell")
+    add("--stage-seconds", type=float, default=STAGE_SECONDS, help="the longest that a stage may take")
+    add("--add", type=Path, nargs="+", default=[], metavar="FILE", help="results of other runs, oldest first")
     add("--alone", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -33,11 +33,14 @@ def device_speed(place: Place) -> list[Row]:
     ]
 
 
-def attention(place: Place) -> list[Row]:
+def attention(place: Place) -> Iterator[Row]:
     """Decodes over long and short contexts, and chunks."""
     decodes = [(2, 64)] if place.quick else [(1, 32768), (8, 8192), (64, 1024), (256, 1024)]
     chunks = [(2, 32)] if place.quick else [(1, 8192), (4, 2048), (16, 512)]
-    return [*(decode(place, *shape) for shape in decodes), *(chunk(place, *shape) for shape in chunks)]
+    for shape in decodes:
+        yield decode(place, *shape)
+    for shape in chunks:
+        yield chunk(place, *shape)
 
 
 def decode(place: Place, batch: int, context: int) -> Row:

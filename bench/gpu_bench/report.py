@@ -102,7 +102,9 @@ def _body(part: Mapping[str, Any]) -> list[str]:
     made = f"{part['date']}, {part['device']}, {part['versions']}, commit {part['commit']}"
     body = [f"{made}." + (f" Settings: `{part['settings']}`." if part.get("settings") else "")]
     if part.get("error"):
-        body.append(f"The stage failed: {part['error']}")
+        body.append(f"The stage failed: {cell(part['error'])}")
+    elif part.get("unfinished"):
+        body.append("The stage broke off.")
     if part.get("rows"):
         body.append(table(part["rows"]))
     return body

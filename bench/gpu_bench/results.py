@@ -8,13 +8,15 @@ import importlib.metadata
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "gpu-bench"
 RESULTS = "gpu-results.json"
+CHECK = "check"
+"""The part of the checks, whose rows are named by their column `check`."""
 
 
 class Results:
@@ -26,7 +28,11 @@ class Results:
 
     def keep(self, stage: str, part: Mapping[str, Any]) -> None:
         """Put a stage's part into the file, in place of an earlier one."""
-        self.parts[stage] = dict(part)
+        self.replace({**self.parts, stage: dict(part)})
+
+    def replace(self, parts: Mapping[str, dict[str, Any]]) -> None:
+        """Put these parts into the file, and nothing else."""
+        self.parts = dict(parts)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         fresh = self._path.with_suffix(".new")
         fresh.write_text(json.dumps(self.parts, indent=1, allow_nan=False) + "\n")
@@ -38,6 +44,34 @@ class Results:
             if all(row.get(name) == value for name, value in where.items()) and column in row:
                 return float(row[column])
         return None
+
+
+def merged(runs: Sequence[Mapping[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The parts of several runs, oldest first, as one.
+
+    A later part replaces an earlier one, unless it alone failed. Checks of one commit on one device with the
+    same versions add up, as they may be run in several pieces.
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for stage, part in run.items():
+            before = parts.get(stage)
+            if stage == CHECK and before is not None:
+                parts[stage] = with_checks(before, part)
+            elif before is None or "error" in before or "error" not in part:
+                parts[stage] = part
+    return parts
+
+
+def with_checks(before: Mapping[str, Any], part: dict[str, Any]) -> dict[str, Any]:
+    """A part of checks with those of an earlier one that it does not have, if both prove the same thing."""
+    if any(before.get(name) != part.get(name) for name in ("device", "versions", "commit")):
+        return part
+    rows = {row["check"]: row for row in before["rows"]}
+    for row in part["rows"]:
+        if row["outcome"] != "not run" or row["check"] not in rows:
+            rows[row["check"]] = row
+    return {**part, "rows": list(rows.values())}
 
 
 def circumstances(device: str, commit: str | None) -> dict[str, str]:

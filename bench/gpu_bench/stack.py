@@ -43,10 +43,11 @@ QUICK = [
 ]
 
 
-def serving(place: Place) -> list[Row]:
+def serving(place: Place) -> Iterator[Row]:
     """The stack under each load."""
     with served(place) as url:
-        return [measured(url, load, rounds=1 if place.quick else 2) for load in loads(place)]
+        for load in loads(place):
+            yield measured(url, load, rounds=1 if place.quick else 2)
 
 
 def graphs(place: Place) -> list[Row]:

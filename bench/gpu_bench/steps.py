@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bench.gpu_bench.place import (
@@ -20,24 +20,35 @@ from torch.profiler import ProfilerActivity, profile
 from sfllm_worker.engine.engine import Engine
 
 
-def decode(place: Place, bandwidth: float | None) -> list[Row]:
+def decode(place: Place, bandwidth: float | None) -> Iterator[Row]:
     """Steps at several batch sizes over 1k of context each, with graphs and without.
 
     `bandwidth` is the measured copy bandwidth in bytes a second: the floor is what a step must read over it.
+    One form that does not run leaves the other's figures; its error is raised after they are given.
     """
     batches = (1, 2) if place.quick else (1, 8, 32, 64, 128, 256)
     forms: list[tuple[str, dict[str, Any]]] = [("graphs", {}), ("eager", {"disable_cuda_graph": True})]
-    found = {name: dict(step_times(place, batches, options)) for name, options in forms}
-    rows: list[Row] = []
+    found: dict[str, dict[int, float]] = {}
+    errors: list[Exception] = []
+    for name, options in forms:
+        times = found[name] = {}
+        try:
+            times.update(step_times(place, batches, options))
+        except Exception as error:  # noqa: BLE001 - raised below
+            errors.append(error)
     context = context_tokens(place)
     for batch in batches:
-        row: Row = {"batch": batch, **{f"{name} ms": found[name][batch] for name, _ in forms}}
-        row["eager / graphs"] = row["eager ms"] / row["graphs ms"]
+        each = {name: times[batch] for name, times in found.items() if batch in times}
+        row: Row = {"batch": batch, **{f"{name} ms": time_ms for name, time_ms in each.items()}}
+        if len(each) == len(forms):
+            row["eager / graphs"] = each["eager"] / each["graphs"]
         if bandwidth:
             row["floor ms"] = place.step_bytes([context] * batch) / bandwidth * 1e3
-            row["% of floor"] = 100 * row["floor ms"] / row["graphs ms"]
-        rows.append(row)
-    return rows
+            if "graphs" in each:
+                row["% of floor"] = 100 * row["floor ms"] / each["graphs"]
+        yield row
+    if errors:
+        raise errors[0]
 
 
 def deterministic(place: Place) -> list[Row]:
@@ -61,11 +72,15 @@ def step_times(place: Place, batches: Sequence[int], options: dict[str, Any]) ->
     steps = 5 if place.quick else 40
     context = context_tokens(place)
     with place.engine(**sizes(place, max(batches)), **options) as engine:
+        captured = place.on_gpu and not options.get("disable_cuda_graph")
         for seed, batch in enumerate(batches):
             output = steps * (ROUNDS + 1) + 16
             add_prompts(engine, batch, context - output // 2, output, place.size().vocabulary, seed)
             run_until_decoding(engine, batch)
+            replays = engine.figures.replays
             rounds = [timed_steps(place, engine, steps, batch) for _ in range(ROUNDS)]
+            replayed = engine.figures.replays - replays
+            assert replayed == (steps * ROUNDS if captured else 0), f"{replayed} steps were graphs"
             yield batch, statistics.median(rounds)
             cancel_all(engine)
 
@@ -79,11 +94,10 @@ def timed_steps(place: Place, engine: Engine, steps: int, batch: int) -> float:
     return (time.perf_counter() - started) / steps * 1e3
 
 
-def prefill(place: Place) -> list[Row]:
+def prefill(place: Place) -> Iterator[Row]:
     """Prompts of several lengths in steps of up to 8192 tokens."""
     shapes = [(2, 32)] if place.quick else [(64, 128), (16, 512), (4, 2048), (1, 8192)]
     size = place.size()
-    rows: list[Row] = []
     long = {} if place.quick else {"max_context_length": 16384}
     with place.engine(**{**sizes(place, 64), **long}, disable_cuda_graph=True) as engine:
         for number, (batch, length) in enumerate(shapes):
@@ -100,20 +114,16 @@ def prefill(place: Place) -> list[Row]:
             products = 2 * size.layer_weights * tokens + 2 * batch * size.hidden * size.vocabulary
             pairs = batch * length * (length + 1) // 2
             operations = products + 4 * size.layers * size.query_heads * size.head_dim * pairs
-            rows.append(
-                {
-                    "prompts": f"{batch} x {length}",
-                    "ms": elapsed * 1e3,
-                    "tokens/s": tokens / elapsed,
-                    "TFLOP/s": operations / elapsed / 1e12,
-                }
-            )
-    return rows
+            yield {
+                "prompts": f"{batch} x {length}",
+                "ms": elapsed * 1e3,
+                "tokens/s": tokens / elapsed,
+                "TFLOP/s": operations / elapsed / 1e12,
+            }
 
 
-def trace(place: Place) -> list[Row]:
+def trace(place: Place) -> Iterator[Row]:
     """How much of a steady decode trace the device does nothing, by torch's profiler."""
-    rows: list[Row] = []
     kind = "CUDA" if place.on_gpu else "CPU"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if place.on_gpu else [])]
     steps = 3 if place.quick else 30
@@ -124,20 +134,19 @@ def trace(place: Place) -> list[Row]:
                 engine, batch, context_tokens(place) // 2, 8 * steps + 16, place.size().vocabulary, seed
             )
             run_until_decoding(engine, batch)
-            with profile(activities=activities, acc_events=True) as profiler:
-                for _ in range(steps):
-                    engine.step()
-                place.synchronize()
+            # The first trace of a process pays for the tracer's own start.
+            for _ in range(1 if place.quick else 2):
+                with profile(activities=activities, acc_events=True) as profiler:
+                    for _ in range(steps):
+                        engine.step()
+                    place.synchronize()
             busy = [
                 (event.time_range.start, event.time_range.end)
                 for event in profiler.events()
                 if event.device_type.name == kind
             ]
-            rows.append(
-                {"batch": batch, "launches a step": len(busy) / steps, "idle %": 100 * idle_share(busy)}
-            )
+            yield {"batch": batch, "launches a step": len(busy) / steps, "idle %": 100 * idle_share(busy)}
             cancel_all(engine)
-    return rows
 
 
 def idle_share(busy: Iterable[tuple[float, float]]) -> float:

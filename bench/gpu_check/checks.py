@@ -10,11 +10,15 @@ from torch import Tensor
 
 
 class Check(NamedTuple):
-    """Something to prove. `run` says what was found, or raises AssertionError with what is wrong."""
+    """Something to prove. `run` says what was found, or raises AssertionError with what is wrong.
+
+    A check that takes longer than `seconds` has failed: it hangs, or waits for what will not come.
+    """
 
     title: str
     run: Callable[[], str]
     needs_gpu: bool = False
+    seconds: float = 150.0
 
 
 class Setting(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -158,10 +159,13 @@ def engine_of(setting: Setting, **options: Any) -> Iterator[Engine]:
         sizes["max_context_length"] = 256
     engine = build(WorkerSettings(**{**defaults, **sizes, **options})).engine
     assert isinstance(engine, Engine)
-    yield engine
-    del engine
-    if setting.on_gpu:
-        torch.cuda.empty_cache()
+    try:
+        yield engine
+    finally:
+        del engine
+        gc.collect()
+        if setting.on_gpu:
+            torch.cuda.empty_cache()
 
 
 def add(

@@ -17,15 +17,20 @@ from typing import Any
 from bench.gpu_check.checks import Check, Setting
 from running_stack import RunningStack
 
-READY_SECONDS = 400
-REQUEST_SECONDS = 240
+READY_SECONDS = 200
+REQUEST_SECONDS = 100
+CHECK_SECONDS = 400.0
 
 
 def checks(setting: Setting) -> list[Check]:
     """The stack as users start it."""
     return [
-        Check("the stack over HTTP", partial(answers, setting)),
-        Check("streams go on when one of two workers on the device is killed", partial(failover, setting)),
+        Check("the stack over HTTP", partial(answers, setting), seconds=CHECK_SECONDS),
+        Check(
+            "streams go on when one of two workers on the device is killed",
+            partial(failover, setting),
+            seconds=CHECK_SECONDS,
+        ),
     ]
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from bench.gpu_bench.__main__ import run, run_within
+from bench.gpu_bench.__main__ import run
 from bench.gpu_bench.place import Place
+from bench.gpu_bench.processes import run_within
 from bench.gpu_bench.report import NOTHING, TITLES, cell, report, table
-from bench.gpu_bench.results import RESULTS, ROOT, Results
+from bench.gpu_bench.results import CHECK, RESULTS, ROOT, Results, merged
 from bench.gpu_bench.steps import idle_share
 from rerun_recorder import make_decoder
 
@@ -40,7 +41,7 @@ def test_a_stage_measures_on_a_cpu_and_the_report_says_what_is_missing(tmp_path:
 
 
 def test_a_stage_that_fails_is_kept_with_its_error_and_no_figure(tmp_path: Path) -> None:
-    arguments = argparse.Namespace(device="cpu", out=tmp_path, quick=True, commit="abc")
+    arguments = argparse.Namespace(device="cpu", out=tmp_path, quick=True, commit="abc", stage_seconds=100.0)
     assert not run("no such stage", arguments)
     part = Results(tmp_path / RESULTS).parts["no such stage"]
     assert "invalid choice" in part["error"]
@@ -87,6 +88,29 @@ def test_a_part_that_failed_is_told_with_its_error(tmp_path: Path) -> None:
     results.keep("serving", {**MADE, "error": "RuntimeError: 3 requests failed"})
     section = report(results).partition("## The stack over HTTP")[2]
     assert "The stage failed: RuntimeError: 3 requests failed" in section.partition("## ")[0]
+
+
+def test_a_part_that_broke_off_shows_what_it_had_measured(tmp_path: Path) -> None:
+    results = Results(tmp_path / "results.json")
+    rows = [{"load": "a", "requests/s": 90.0}]
+    results.keep("serving", {**MADE, "rows": rows, "unfinished": True, "error": "it took longer than 480 s"})
+    section = report(results).partition("## The stack over HTTP")[2].partition("## ")[0]
+    assert "it took longer than 480 s" in section
+    assert "| a | 90.0 |" in section
+
+
+def test_results_of_several_runs_add_up_and_a_failure_replaces_no_figure() -> None:
+    good, failed = {**MADE, "rows": [{"batch": 1}]}, {**MADE, "error": "no memory"}
+    assert merged([{"trace": good}, {"trace": failed, "decode": failed}]) == {"trace": good, "decode": failed}
+    assert merged([{"trace": failed}, {"trace": good}]) == {"trace": good}
+
+    def checks(commit: str, **outcomes: str) -> dict[str, dict[str, object]]:
+        rows = [{"check": name, "outcome": state} for name, state in outcomes.items()]
+        return {CHECK: {**MADE, "commit": commit, "rows": rows}}
+
+    both = merged([checks("abc", a="FAILED", b="ok"), checks("abc", a="ok", b="not run", c="ok")])
+    assert both == checks("abc", a="ok", b="ok", c="ok")
+    assert merged([checks("abc", a="ok"), checks("def", b="ok")]) == checks("def", b="ok")
 
 
 def test_tables_keep_three_digits_and_mark_what_is_missing() -> None:

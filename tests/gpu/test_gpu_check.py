@@ -5,12 +5,33 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from bench.gpu_check import ROOT
-from bench.gpu_check.__main__ import outcome_of
+from bench.gpu_check.__main__ import run_hand
 from bench.gpu_check.checks import Check, noise_to_signal, within
+from bench.gpu_check.child import outcome_of
+from bench.gpu_check.journal import Journal, Outcome, summary
+
+BREAKING = """
+import os, signal, sys, time
+from pathlib import Path
+from bench.gpu_check.checks import Check
+from bench.gpu_check.child import run_checks
+from bench.gpu_check.journal import Journal
+checks = [
+    Check("good", lambda: "fine"),
+    Check("crashes", lambda: os.kill(os.getpid(), signal.SIGSEGV) or ""),
+    Check("hangs", lambda: time.sleep(300) or "", seconds=0.5),
+    Check("wrong", lambda: str(1 / 0)),
+    Check("last", lambda: "fine too"),
+]
+sys.exit(run_checks(Journal(Path(sys.argv[1])), checks, on_gpu=False))
+"""
+"""Checks of which some take their process with them."""
 
 
 def gpu_check(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -44,10 +65,46 @@ def test_a_check_that_fails_or_breaks_is_a_failure_and_the_others_go_on() -> Non
     def broken() -> str:
         return str(1 / 0)
 
-    assert outcome_of(Check("a", lambda: "fine"), on_gpu=False).state == "ok"
-    assert outcome_of(Check("a", wrong), on_gpu=False)[::2] == ("FAILED", "AssertionError: too far off")
-    assert outcome_of(Check("a", broken), on_gpu=False).text.startswith("ZeroDivisionError")
-    assert outcome_of(Check("a", broken, needs_gpu=True), on_gpu=False).state == "skipped"
+    def outcome(check: Check) -> Outcome:
+        found, fit = outcome_of(check, on_gpu=False)
+        assert fit
+        return found
+
+    assert outcome(Check("a", lambda: "fine")).state == "ok"
+    assert outcome(Check("a", wrong))[::2] == ("FAILED", "AssertionError: too far off")
+    assert outcome(Check("a", broken)).text.startswith("ZeroDivisionError")
+    assert outcome(Check("a", broken, needs_gpu=True)).state == "skipped"
+
+
+def test_a_check_that_takes_its_process_with_it_fails_alone(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    command = [sys.executable, "-c", BREAKING, str(path)]
+    outcomes = run_hand(command, "some", path, time.monotonic() + 200)
+    states = {outcome.title: outcome.state for outcome in outcomes}
+    assert states == {"good": "ok", "crashes": "FAILED", "hangs": "FAILED", "wrong": "FAILED", "last": "ok"}
+    texts = {outcome.title: outcome.text for outcome in outcomes}
+    assert "ended with -11" in texts["crashes"]
+    assert "Timeout" in texts["hangs"]
+    assert "in <lambda>" in texts["hangs"]
+
+
+def test_a_process_that_cannot_start_is_told_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no module here')"]
+    [outcome] = run_hand(command, "layers", tmp_path / "journal.jsonl", time.monotonic() + 100)
+    assert outcome[:2] == ("FAILED", "layers: starting")
+    assert "no module here" in outcome.text
+
+
+def test_checks_that_were_never_reached_are_told_and_count_as_such(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.plan(["a", "b", "c"])
+    journal.begin("a")
+    journal.end(Outcome("ok", "a", "fine"))
+    journal.begin("b")
+    again = Journal(tmp_path / "journal.jsonl")
+    assert again.broken_off == "b"
+    assert [outcome.state for outcome in again.all_outcomes()] == ["ok", "not run", "not run"]
+    assert summary(again.all_outcomes()).endswith("1 passed, 0 failed, 0 skipped, 2 not run")
 
 
 def test_errors_are_relative_above_one_and_a_nan_is_never_within() -> None:
