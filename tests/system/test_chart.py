@@ -181,6 +181,18 @@ def test_two_models_are_two_deployments_with_gpus_of_their_own() -> None:
     assert "SFLLM_MAX_CONTEXT_LENGTH" not in variables(qwen)
 
 
+def test_one_service_or_model_can_run_another_version_than_the_rest() -> None:
+    values = copy.deepcopy(EXAMPLES["gpus"]) | {"gateway": {"tag": "2.0"}}
+    values["models"][0]["tag"] = "3.0"
+    images = {name: container(pod)["image"] for name, pod in pods(render(values)).items()}
+    assert images == {
+        "llm-sfllm-gateway": "registry.example.com/llm/sfllm-gateway:2.0",
+        "llm-sfllm-scheduler": "registry.example.com/llm/sfllm-scheduler:0.1.0",
+        "llm-sfllm-worker-qwen3-06b": "registry.example.com/llm/sfllm-worker:3.0",
+        "llm-sfllm-worker-llama-8b": "registry.example.com/llm/sfllm-worker:0.1.0",
+    }
+
+
 def test_what_is_scaled_has_no_number_of_its_own() -> None:
     objects = render(EXAMPLES["gpus"])
     kinds = {("ScaledObject", "llm-sfllm-worker-qwen3-06b"), ("HorizontalPodAutoscaler", "llm-sfllm-gateway")}

@@ -20,10 +20,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
 
-{{/* An image: takes the root and a name. */}}
+{{/* An image: takes the root and the service's values. */}}
 {{- define "sfllm.image" -}}
-{{- $values := .root.Values.image -}}
-{{ $values.registry }}{{ .name }}:{{ $values.tag | default .root.Chart.AppVersion }}
+{{- $image := .root.Values.image -}}
+{{ $image.registry }}{{ .values.image }}:{{ .values.tag | default $image.tag | default .root.Chart.AppVersion }}
 {{- end -}}
 
 {{/* What all pods have in common: takes the root and the service's values. */}}
@@ -59,7 +59,7 @@ affinity:
 
 {{/* What all containers have in common. */}}
 {{- define "sfllm.container" -}}
-image: {{ include "sfllm.image" (dict "root" .root "name" .values.image) | quote }}
+image: {{ include "sfllm.image" . | quote }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 securityContext:
   allowPrivilegeEscalation: false
