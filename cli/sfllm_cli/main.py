@@ -15,6 +15,7 @@ _COMMANDS = {
     "serve": "serve a model on this machine: gateway, scheduler and worker processes",
     "chat": "talk to a served model in the terminal",
     "bench": "measure a server: latency and throughput under load",
+    "simulate": "a fleet of any size behind the real scheduler, in virtual time",
     "replay": "decide again what a scheduler's flight record tells of, and compare",
     "pull": "fetch a model's files and print where they lie",
     "version": "print the version",

@@ -12,6 +12,7 @@ from msgspec import Meta
 from sfllm.config import Settings
 from sfllm.settings import CommonSettings, GatewaySettings, SchedulerSettings, WorkerSettings
 from sfllm_cli.bench_settings import BenchSettings
+from sfllm_cli.simulate_settings import SimulateSettings
 
 Addresses = tuple[str, ...]
 T = TypeVar("T", bound=Settings)
@@ -171,6 +172,7 @@ SUBCOMMAND_SETTINGS: dict[str, type[Settings]] = {
     "serve": AllServeSettings,
     "chat": ChatSettings,
     "bench": BenchSettings,
+    "simulate": SimulateSettings,
     "pull": PullSettings,
 }
 

@@ -1,0 +1,167 @@
+"""Who asks for what, and when: mixes of lengths, arrivals, chats that share beginnings, tenants. Seeded.
+
+A mix says how long requests are, a process when they come. Every prompt has names for its beginnings
+(`sfllm.prefixes`), made up here: equal where prompts are to begin alike.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from heapq import heappop, heappush
+from itertools import count
+from typing import NamedTuple
+
+from sfllm.prefixes import CHUNK_TOKENS, MAX_PREFIXES
+from sfllm.wire import Array
+from sfllm_cli.bench.trace import Entry
+
+CHAT_SYSTEM_TOKENS = (512, 1024, 2048)
+CHAT_SYSTEMS = 64
+CHAT_TURNS = (1, 8)
+CHAT_THINK_SECONDS = 20.0
+CHAT_HISTORY_TOKENS = 8192
+BURST_SECONDS = 5.0
+BURST_SHARE = 0.2
+
+
+class Asked(NamedTuple):
+    """One request: when, how long, of whom. `deadline` is in seconds after `at`."""
+
+    at: float
+    prompt_tokens: int
+    output_tokens: int
+    names: Array
+    tenant: str = ""
+    deadline: float = 600.0
+
+
+Lengths = Callable[[random.Random], tuple[int, int]]
+"""Prompt and output tokens of the next request."""
+
+
+def conversation(source: random.Random) -> tuple[int, int]:
+    """Lengths like those of the conversation trace that Azure published in 2023, clipped at 14,000.
+
+    Log-normal with its medians (1,020 and 129 tokens): many short prompts, a hump near 1,000, a long tail.
+    """
+    prompt = source.lognormvariate(6.6, 1.05) if source.random() < 0.7 else source.uniform(900, 1500)
+    return _within(prompt, 3, 14_000), _within(source.lognormvariate(4.9, 0.85), 1, 1000)
+
+
+def two_sizes(source: random.Random) -> tuple[int, int]:
+    """80% of 64 and 20% of 4,096 prompt tokens."""
+    return (64 if source.random() < 0.8 else 4096), _within(source.expovariate(1 / 128), 1, 1024)
+
+
+def uniform(source: random.Random) -> tuple[int, int]:
+    """100 to 1,024 prompt tokens, all as likely."""
+    return source.randint(100, 1024), _within(source.expovariate(1 / 128), 1, 1024)
+
+
+def equal(_source: random.Random) -> tuple[int, int]:
+    """All the same: 512 in, 128 out."""
+    return 512, 128
+
+
+def mixed_40(source: random.Random) -> tuple[int, int]:
+    """16 to 512 prompt tokens, 128 out."""
+    return source.randint(16, 512), 128
+
+
+MIXES: dict[str, Lengths] = {
+    "conversation": conversation,
+    "two-sizes": two_sizes,
+    "uniform": uniform,
+    "equal": equal,
+    "w2": mixed_40,
+}
+CHATS = "chats"
+
+
+def of_mix(lengths: Lengths, times: Iterator[float], source: random.Random) -> Iterator[Asked]:
+    """Requests of a mix that share nothing."""
+    for number, at in enumerate(times):
+        prompt, output = lengths(source)
+        yield Asked(at, prompt, output, own_names(number, prompt))
+
+
+def of_trace(entries: Sequence[Entry], rate: float | None, requests: int) -> Iterator[Asked]:
+    """A trace, again and again until there are enough requests; at `rate` a second if that is given."""
+    span = entries[-1].at + entries[-1].at / max(1, len(entries) - 1)
+    stretch = 1.0 if rate is None else len(entries) / (span or 1.0) / rate
+    for number in range(requests):
+        turn, index = divmod(number, len(entries))
+        entry = entries[index]
+        names = own_names(number, entry.prompt_tokens)
+        yield Asked((turn * span + entry.at) * stretch, entry.prompt_tokens, entry.output_tokens, names)
+
+
+def of_chats(rate: float, requests: int, source: random.Random) -> Iterator[Asked]:
+    """Chats: a system prompt that many share, then turns that begin with all that was said before.
+
+    Chats begin at random times so that `rate` requests a second come in the long run; between turns passes
+    some time to think. Times ascend.
+    """
+    mean_turns = (CHAT_TURNS[0] + CHAT_TURNS[1]) / 2
+    numbers = count()
+    waiting: list[tuple[float, int, int, int, list[int]]] = []
+    next_chat = 0.0
+    for _ in range(requests):
+        while not waiting or next_chat <= waiting[0][0]:
+            system = source.randrange(CHAT_SYSTEMS)
+            tokens = CHAT_SYSTEM_TOKENS[system % len(CHAT_SYSTEM_TOKENS)]
+            names = _names(system + 1, 0, tokens // CHUNK_TOKENS)
+            heappush(waiting, (next_chat, next(numbers), source.randint(*CHAT_TURNS), tokens, names))
+            next_chat += source.expovariate(rate / mean_turns)
+        at, number, turns, history, names = heappop(waiting)
+        prompt = history + _within(source.lognormvariate(4.0, 0.8), 8, 1024)
+        output = _within(source.lognormvariate(4.6, 0.7), 4, 600)
+        # The chat's own part has names of its own, the same in all of its turns.
+        own = _names(CHAT_SYSTEMS + 1 + number, len(names), (prompt - 1) // CHUNK_TOKENS - len(names))
+        yield Asked(at, prompt, output, memoryview(array("Q", (names + own)[:MAX_PREFIXES])))
+        if turns > 1 and prompt + output < CHAT_HISTORY_TOKENS:
+            later = at + source.expovariate(1 / CHAT_THINK_SECONDS)
+            heappush(waiting, (later, number, turns - 1, prompt + output, names + own))
+
+
+def poisson(rate: float, requests: int, source: random.Random) -> Iterator[float]:
+    """Times of a Poisson process."""
+    at = 0.0
+    for _ in range(requests):
+        yield at
+        at += source.expovariate(rate)
+
+
+def bursts(rate: float, requests: int, source: random.Random) -> Iterator[float]:
+    """The same number of requests on average, all of them in a fifth of the time."""
+    for at in poisson(rate / BURST_SHARE, requests, source):
+        yield at % BURST_SECONDS + at // BURST_SECONDS * BURST_SECONDS / BURST_SHARE
+
+
+def at_once(requests: int) -> Iterator[float]:
+    """All at the beginning."""
+    return iter([0.0] * requests)
+
+
+def shared_out(asked: Iterator[Asked], tenants: Sequence[float], source: random.Random) -> Iterator[Asked]:
+    """The same requests, of tenants that send such shares of them."""
+    names = [f"tenant-{number}" for number in range(len(tenants))]
+    for each in asked:
+        yield each._replace(tenant=source.choices(names, tenants)[0])
+
+
+def own_names(number: int, prompt_tokens: int) -> Array:
+    """Names of a prompt that begins like no other."""
+    chunks = min((prompt_tokens - 1) // CHUNK_TOKENS, MAX_PREFIXES)
+    return memoryview(array("Q", _names((1 << 30) + number, 0, chunks)))
+
+
+def _names(owner: int, start: int, chunks: int) -> list[int]:
+    first = (owner << 16) + start
+    return list(range(first, first + max(0, chunks)))
+
+
+def _within(value: float, low: int, high: int) -> int:
+    return min(high, max(low, round(value)))
