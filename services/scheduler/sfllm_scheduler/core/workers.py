@@ -129,6 +129,9 @@ class Worker:
         slots = min(slots, MAX_SLOTS)
         if slots > 0 and slots != self.capacity.slots:
             self.capacity = replace(self.capacity, slots=slots)
+            for hold in self.holds.values():
+                hold.slots = self.slots_for(hold.request)
+            self.used_slots = sum(hold.slots for hold in self.holds.values())
         self.speed = Speed.measured(step_curve, self.capacity) or Speed.unknown(self.capacity)
 
     def can_ever_run(self, request: Request) -> bool:
