@@ -39,7 +39,7 @@ def scenario(seed: int) -> Script:
         workers=random.choice((1, 2, 2, 3)),
         slots=random.choice((2, 4, 8)),
         kv_tokens=random.choice((192, 256, 512)),
-        step_milliseconds=random.choice((5, 20, 60, 150)),
+        step_milliseconds=random.choice((5, 20, 60, 150, 400)),
         policy=random.choice(("auto", "auto", "length", "prefix", "fcfs")),
     )
     events: list[Event] = []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
+
 from sfllm import wire
-from sfllm.messages import SCHEDULER_TO_WORKER, Capacity, Message, WorkerHello
+from sfllm.messages import SCHEDULER_TO_WORKER, Capacity, Message, WorkerBeat, WorkerHello
 from sfllm_worker.protocol import ClearOutbox, WorkerProtocol
 
 from .agenda import Agenda
@@ -130,7 +132,7 @@ class Worker(Process):
         if not self.alive or not self._in_step or beat is None:
             return
         if not self.still and self._link is not None:
-            self._link.send(encoded(beat.message, beat.arrays))
+            self._link.send(encoded(self._measured(beat.message), beat.arrays))
         self.agenda.after(seconds, self._beat_on)
 
     def _end_step(self) -> None:
@@ -168,7 +170,13 @@ class Worker(Process):
             if isinstance(outgoing, ClearOutbox):
                 self._link.outbox.clear()
             else:
-                self._link.send(encoded(outgoing.message, outgoing.arrays))
+                self._link.send(encoded(self._measured(outgoing.message), outgoing.arrays))
+
+    def _measured(self, message: Message) -> Message:
+        """A beat says what steps take here: always the same, whatever is in them."""
+        if isinstance(message, WorkerBeat):
+            return msgspec.structs.replace(message, step_curve=(self._step_seconds, 0.0, 0.0, 0.0))
+        return message
 
     def _nothing(self) -> None:
         """Wakes the loop up."""
