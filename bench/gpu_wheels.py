@@ -23,7 +23,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("gateway", "worker", "cli", "gpu")
+PARTS = ("gateway", "scheduler", "worker", "cli", "gpu")
+CHECKS_REQUIRE = ("pytest",)
+"""What `bench.gpu_check` compares with is shared with the tests."""
+
 PRESENT = {"torch", "triton", "transformers", "numpy", "safetensors", "tokenizers", "huggingface-hub"}
 GLIBC = (39, 35, 34, 31, 28, 27, 24, 17)
 """Second numbers of the glibc 2 releases that wheels name; pip wants each spelled out."""
@@ -35,7 +38,7 @@ def main() -> int:
     arguments = _arguments()
     python: str = arguments.python
     present = PRESENT | (names_in(arguments.have.read_text()) if arguments.have else set())
-    wanted = required(own_requirements((ROOT / "pyproject.toml").read_text()), python, present)
+    wanted = required(carried_requirements((ROOT / "pyproject.toml").read_text()), python, present)
     pins = pinned((ROOT / "constraints.txt").read_text())
     unknown = sorted(wanted - pins.keys())
     if unknown:
@@ -58,12 +61,13 @@ def main() -> int:
     return 0
 
 
-def own_requirements(project: str) -> list[str]:
-    """What sfllm's parts require, of the text of `pyproject.toml`."""
+def carried_requirements(project: str) -> list[str]:
+    """What sfllm's parts require, of the text of `pyproject.toml`, and its checks."""
     table = tomllib.loads(project)["project"]
     return [
         *table["dependencies"],
         *(line for part in PARTS for line in table["optional-dependencies"][part]),
+        *CHECKS_REQUIRE,
     ]
 
 
@@ -139,23 +143,19 @@ def instructions(out: Path) -> str:
         folder = out.resolve().relative_to(ROOT)
     except ValueError:
         folder = out
-    known = f"--commit {commit}" if (commit := _commit()) else ""
-    sources = ":".join(f"$PWD/{part}" for part in _SOURCES)
+    commit = f" --commit {known}" if (known := _commit()) else ""
+    wheels = "" if out.resolve() == ROOT / "build" / "gpu-wheels" else f"WHEELS={folder} "
     return f"""
-There, at the root of a copy of this tree that has the wheels in {folder}:
+There, at the root of a copy of this tree that has the wheels in {folder} (docs/gpu.md has it in pieces):
 
-  python3 -m pip install --no-index --no-deps --no-compile --upgrade --target /tmp/sfllm-wheels {folder}/*.whl
-  export PYTHONPATH=/tmp/sfllm-wheels:{sources}
-  python3 -m bench.gpu_check {known}
-  python3 -m bench.gpu_bench all {known}"""
+  {wheels}. bench/gpu_bench/environment.sh
+  python3 -m bench.gpu_check{commit}
+  python3 -m bench.gpu_bench all{commit}"""
 
 
 def _commit() -> str:
     command = ["git", "rev-parse", "--short=12", "HEAD"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-
-
-_SOURCES = ("shared", "services/gateway", "services/scheduler", "services/worker", "cli")
 
 
 def _arguments() -> argparse.Namespace:
