@@ -188,8 +188,12 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
         int | None, Meta(description="most sequences in one step; sized by the KV cache if unset")
     ] = None
     max_step_tokens: Annotated[
-        int, Meta(ge=16, description="most tokens in one step; longer prompts are prefilled in chunks")
-    ] = 512
+        Annotated[int, Meta(ge=16)] | None,
+        Meta(
+            description="most tokens in one step; longer prompts are prefilled in chunks; "
+            "512 if unset, 2048 on a GPU"
+        ),
+    ] = None
     block_size: Annotated[
         int,
         Meta(ge=2, le=256, multiple_of=2, description="tokens in one block of the KV cache, an even number"),

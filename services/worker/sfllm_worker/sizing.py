@@ -13,6 +13,9 @@ CPU_CACHE_BYTES = 4 * 2**30
 USUAL_MEM_FRACTION = {"cuda": 0.9, "cpu": 0.5}
 """What a GPU worker needs besides was measured and is not part of it, and it has the GPU for itself."""
 
+USUAL_STEP_TOKENS = {"cuda": 2048, "cpu": 512}
+"""Enough to keep a device's products busy. More makes decodes wait longer for the prompts beside them."""
+
 LARGEST_AUTOMATIC_BATCH = 256
 TYPICAL_SEQUENCE_TOKENS = 512
 """What a sequence is expected to take of the cache; longer ones make the batch smaller by themselves."""

@@ -32,6 +32,7 @@ from sfllm_worker.load.assets import GenerationDefaults as ModelDefaults
 from sfllm_worker.model.decoder import Decoder
 from sfllm_worker.sizing import (
     LARGEST_AUTOMATIC_BATCH,
+    USUAL_STEP_TOKENS,
     CudaMemory,
     automatic_batch_size,
     cache_blocks,
@@ -128,7 +129,7 @@ def build_engine(
     batch_size = settings.max_batch_size or automatic_batch_size(cache_tokens, context)
     limits = Limits(
         max_sequences=batch_size,
-        max_step_tokens=max(settings.max_step_tokens, batch_size),
+        max_step_tokens=_step_tokens(settings, device, batch_size),
         block_size=settings.block_size,
     )
     max_model_len = min(context, cache_tokens)
@@ -143,6 +144,11 @@ def build_engine(
     # Only a sampler on the device lets the next step be launched before this one's tokens are read.
     overlap = sampler is not None
     return Engine(runner, kv, limits, model.eos_token_ids, max_model_len, device, sampler, overlap)
+
+
+def _step_tokens(settings: WorkerSettings, device: torch.device, batch_size: int) -> int:
+    """Most tokens of a step, which has room for one of each sequence."""
+    return max(settings.max_step_tokens or USUAL_STEP_TOKENS[device.type], batch_size)
 
 
 def _device_sampler(device: torch.device) -> TokenSampler | None:
@@ -185,7 +191,7 @@ def _bytes_to_reserve(
     """What the largest steps take beside weights and cache; the batch that fits is not known yet."""
     batch_size = settings.max_batch_size or LARGEST_AUTOMATIC_BATCH
     rehearsal = Rehearsal(
-        step_tokens=min(context, max(settings.max_step_tokens, batch_size)),
+        step_tokens=min(context, _step_tokens(settings, device, batch_size)),
         plan=_graph_plan(settings, batch_size, context),
         largest=GraphKey(batch_size, context_bands(context)[-1]),
         make_recorder=(lambda: CudaRecorder(device)) if _captures(settings, model, device) else None,

@@ -19,6 +19,7 @@ DEFAULT_NAME = "mock"
 DEFAULT_BATCH_SIZE = 256
 DEFAULT_CONTEXT_LENGTH = 8192
 DEFAULT_KV_TOKENS = 1_000_000
+DEFAULT_STEP_TOKENS = 512
 
 SEGMENTATION_FAULT_CODE = 139
 """What a shell reports of a process that died of one, which is how native code ends a worker."""
@@ -30,7 +31,8 @@ STALL_SECONDS = 0.05
 def build(settings: WorkerSettings) -> Parts:
     """The parts of a mock worker, in no time."""
     batch_size = settings.max_batch_size or DEFAULT_BATCH_SIZE
-    limits = Limits(batch_size, max(settings.max_step_tokens, batch_size), settings.block_size)
+    step_tokens = max(settings.max_step_tokens or DEFAULT_STEP_TOKENS, batch_size)
+    limits = Limits(batch_size, step_tokens, settings.block_size)
     engine = MockEngine(
         limits,
         settings.max_running_tokens or DEFAULT_KV_TOKENS,
