@@ -68,7 +68,7 @@ def run(argv: Sequence[str]) -> int:
         return calibrate(settings)
     if settings.png is not None:
         need_plots()
-    profile, entries = _profile(settings), _read_trace(settings)
+    profile, entries = fleet_profile(settings), _read_trace(settings)
     runs = []
     for rate, load in _rates(settings, profile, entries):
         for policy in settings.policy:
@@ -143,11 +143,11 @@ def _rates(
     """The rates to run, each with its share of the capacity if that is how it was given."""
     if settings.rate:
         return [(rate, None) for rate in settings.rate]
-    capacity = _capacity(settings, profile, entries)
-    return [(capacity * load, load) for load in settings.load]
+    served = capacity(settings, profile, entries)
+    return [(served * load, load) for load in settings.load]
 
 
-def _capacity(settings: SimulateSettings, profile: Profile, entries: Sequence[Entry] | None) -> float:
+def capacity(settings: SimulateSettings, profile: Profile, entries: Sequence[Entry] | None) -> float:
     """Requests a second that the fleet serves when more come, first come first served, without faults."""
     sample = list(asked(settings, 1.0, SAMPLE, entries))
     seconds = sum(profile.request_seconds(each.prompt_tokens, each.output_tokens) for each in sample)
@@ -158,7 +158,8 @@ def _capacity(settings: SimulateSettings, profile: Profile, entries: Sequence[En
     return figures.steady_per_second
 
 
-def _profile(settings: SimulateSettings) -> Profile:
+def fleet_profile(settings: SimulateSettings) -> Profile:
+    """What a worker is, with the target for its steps. Raises `CommandError`."""
     target = settings.worker_itl_ms or GRACE * settings.itl_target_ms
     return replace(load_profile(settings.profile), target_itl_seconds=target / 1000)
 
