@@ -1,1 +1,1 @@
-"""Which policy serves best: the same loads under each, over mixes of lengths and sizes of fleets, simulated."""
+"""Which policy serves best: the same simulated loads under each, over mixes of lengths and fleets."""
