@@ -57,7 +57,7 @@ class AllocatingRecorder(RerunRecorder):
 
 
 def reserved(decoder: Decoder, memory: CountedMemory, *, captured: bool) -> int:
-    rehearsal = Rehearsal(24, LARGEST, PLAN, memory.recorder if captured else None)
+    rehearsal = Rehearsal(24, LARGEST.batch, LARGEST, PLAN, memory.recorder if captured else None)
     return bytes_to_reserve(decoder, rehearsal, 8, memory)
 
 

@@ -1,11 +1,12 @@
 import itertools
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from sfllm.messages import Sampling
-from sfllm_worker.engine.planner import Limits, Planner
+from sfllm_worker.engine.planner import MOST_REPORTED, Limits, Planner
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.kv.block_pool import BlockPool
 
@@ -43,6 +44,21 @@ def test_a_long_prompt_is_prefilled_in_chunks_of_the_budget() -> None:
     s = sequence(20)
     p.add(s)
     assert [run(p)[id(s)] for _ in range(4)] == [8, 8, 4, 1]
+
+
+def test_tokens_whose_log_probabilities_are_wanted_are_few_in_a_step_and_others_fill_it() -> None:
+    p = planner(blocks=600, max_step_tokens=4 * MOST_REPORTED)
+    wanted = [sequence(MOST_REPORTED // 2 * 3) for _ in range(2)]
+    for s in wanted:
+        s.sampling = msgspec.structs.replace(SAMPLING, prompt_logprobs=0)
+    plain = sequence(2 * MOST_REPORTED)
+    for s in (*wanted, plain):
+        p.add(s)
+    steps = [run(p) for _ in range(3)]
+    half = MOST_REPORTED // 2
+    reported = [[step.get(id(s), 0) for s in wanted] for step in steps]
+    assert reported == [[2 * half, 0], [half, half], [1, 2 * half]]
+    assert steps[0][id(plain)] == 2 * MOST_REPORTED
 
 
 def test_decodes_go_on_while_another_prompt_is_prefilled() -> None:

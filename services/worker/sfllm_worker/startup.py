@@ -19,7 +19,7 @@ from sfllm_worker.assembly import Gpu, Parts
 from sfllm_worker.backends import has_triton
 from sfllm_worker.engine.engine import Engine
 from sfllm_worker.engine.pending import TokenSampler
-from sfllm_worker.engine.planner import Limits
+from sfllm_worker.engine.planner import MOST_REPORTED, Limits
 from sfllm_worker.engine.sequence import Sequence as RequestSequence
 from sfllm_worker.graphs.captured import CapturedRunner
 from sfllm_worker.graphs.keys import GraphKey, GraphPlan, batch_buckets, context_bands, plan_graphs
@@ -192,6 +192,7 @@ def _bytes_to_reserve(
     batch_size = settings.max_batch_size or LARGEST_AUTOMATIC_BATCH
     rehearsal = Rehearsal(
         step_tokens=min(context, _step_tokens(settings, device, batch_size)),
+        logit_rows=batch_size + MOST_REPORTED,
         plan=_graph_plan(settings, batch_size, context),
         largest=GraphKey(batch_size, context_bands(context)[-1]),
         make_recorder=(lambda: CudaRecorder(device)) if _captures(settings, model, device) else None,

@@ -19,6 +19,10 @@ from sfllm_worker.engine.prefixes import Prefixes
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.kv.block_pool import BlockPool
 
+MOST_REPORTED = 256
+"""Prompt tokens of a step whose log probabilities are wanted. Each takes a row of logits, which for a large
+vocabulary is most of a megabyte: without a bound a step of many tokens would want gigabytes."""
+
 
 class Limits(NamedTuple):
     """Bounds of a step: sequences in it, tokens in it, tokens in a block."""
@@ -44,10 +48,11 @@ class StepPlan:
     """One step: rows of one token first, and block copies (source, target) to make before it.
 
     `lacks_blocks`: a decode found no block, and steps that are in flight must be read before it is known
-    whether someone has to be preempted for it.
+    whether someone has to be preempted for it. `reported`: prompt tokens whose log
+    probabilities are wanted.
     """
 
-    __slots__ = ("admitted", "copies", "lacks_blocks", "preempted", "rows")
+    __slots__ = ("admitted", "copies", "lacks_blocks", "preempted", "reported", "rows")
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -55,6 +60,7 @@ class StepPlan:
         self.admitted: list[Sequence] = []
         self.preempted: list[Sequence] = []
         self.lacks_blocks = False
+        self.reported = 0
 
 
 class Planner:
@@ -195,6 +201,11 @@ class Planner:
     def _plan_chunk(self, sequence: Sequence, budget: int, plan: StepPlan) -> int:
         remaining = sequence.remaining
         count = min(remaining, budget)
+        if sequence.sampling.prompt_logprobs >= 0 and sequence.reported_prompt < sequence.prompt_count:
+            count = min(count, MOST_REPORTED - plan.reported)
+            if count == 0:
+                return 0  # it comes with the next step
+            plan.reported += count
         plan.rows.append(Row(sequence, count, sequence.computed, count == remaining))
         return count
 

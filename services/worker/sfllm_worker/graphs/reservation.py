@@ -48,6 +48,8 @@ class Rehearsal(NamedTuple):
     """What to rehearse: a prefill of `step_tokens`, decodes of the `largest` shape, graphs of a plan."""
 
     step_tokens: int
+    logit_rows: int
+    """The most tokens of a step whose logits are wanted, if it has so many."""
     largest: GraphKey
     plan: GraphPlan
     make_recorder: Callable[[], Recorder] | None
@@ -63,13 +65,13 @@ def bytes_to_reserve(decoder: TextModel, rehearsal: Rehearsal, block_size: int, 
     least_free, further_graphs = _rehearse(decoder, kv, rehearsal, memory)
     memory.release()
     needed = max(0, memory.free() - least_free) + further_graphs
-    sampling = LOGITS_COPIES * 4 * rehearsal.largest.batch * decoder.config.vocab_size
+    sampling = LOGITS_COPIES * 4 * rehearsal.logit_rows * decoder.config.vocab_size
     return int((needed + sampling) * (1 + MARGIN_SHARE)) + MARGIN_BYTES
 
 
 def _rehearse(decoder: TextModel, kv: KVCache, rehearsal: Rehearsal, memory: DeviceMemory) -> tuple[int, int]:
     """Free bytes while all that was rehearsed is there, and what the plan's other graphs will take."""
-    EagerRunner(decoder, kv).run(_prefill(rehearsal.step_tokens, rehearsal.largest.batch, kv.block_size))
+    EagerRunner(decoder, kv).run(_prefill(rehearsal.step_tokens, rehearsal.logit_rows, kv.block_size))
     _decode(decoder, kv, rehearsal.largest)
     if rehearsal.make_recorder is None:
         return memory.free(), 0
@@ -93,8 +95,8 @@ def _decode(decoder: TextModel, kv: KVCache, key: GraphKey) -> None:
     decoder.logits(decoder.forward(token_ids, batch.positions, batch, kv))
 
 
-def _prefill(tokens: int, sequences: int, block_size: int) -> StepInputs:
+def _prefill(tokens: int, logit_rows: int, block_size: int) -> StepInputs:
     """One long chunk of a prompt, with logits of as many tokens as a step could want."""
     blocks = [1 + i for i in range(-(-tokens // block_size))]
     batch = AttentionBatch.build([tokens], [tokens], [blocks], block_size)
-    return StepInputs(torch.zeros(tokens, dtype=torch.int64), batch, torch.arange(min(tokens, sequences)))
+    return StepInputs(torch.zeros(tokens, dtype=torch.int64), batch, torch.arange(min(tokens, logit_rows)))
