@@ -9,6 +9,7 @@ from sfllm.messages import Grant, GrantedRequest
 from sfllm_scheduler.core import suspects
 from sfllm_scheduler.core.cohorts import LOOK_AHEAD, POLICIES, Room
 from sfllm_scheduler.core.events import ToWorker
+from sfllm_scheduler.core.fleet import PROBES
 from sfllm_scheduler.core.requests import Request
 from sfllm_scheduler.core.state import Model, State
 from sfllm_scheduler.core.workers import Worker
@@ -98,7 +99,11 @@ def _grant_cohort(state: State, model: Model, room: Room, now: float) -> bool:
     policy = POLICIES[state.policy.policy]
     cohort = policy.cohort(model.waiting, room, now, state.policy.max_overtakes)
     if cohort:
+        held_back = any(map(model.waiting.leads, cohort))
         _grant(state, model, room.worker, cohort, now)
+        if held_back:
+            # Those behind it, which might not pass it, may fit workers for which nothing was fit.
+            model.fleet.look_again(PROBES)
     return bool(cohort)
 
 

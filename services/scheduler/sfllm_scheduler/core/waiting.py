@@ -261,6 +261,13 @@ class WaitingRequests:
         for priority in {request.priority for request in cohort if not request.suspects}:
             self._drop_if_empty(priority)
 
+    def leads(self, request: Request) -> bool:
+        """Whether an ordinary request that waits is the oldest of its line, with others behind it."""
+        if request.suspects:
+            return False
+        line = self.classes[request.priority].line_of(request)
+        return line.count > 1 and line.oldest is request
+
     def settle(self, request: Request, output: float) -> None:
         """Of a request that was granted a choice has ended, so many output tokens longer than expected."""
         self._adjust(request, output * OUTPUT_WEIGHT)
