@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
 import re
 import shutil
 import subprocess
@@ -17,11 +18,16 @@ from docker_engine import Engine, EngineUnavailableError
 
 NAME = "sfllm-test-base"
 ROOT = Path(__file__).parents[2]
+COMPOSE_FILE = ROOT / "deploy" / "compose" / "compose.yaml"
+SERVICES = ("scheduler", "worker", "gateway")
 _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 def make_base_image(engine: Engine, directory: Path) -> str:
-    """Import the image and return its name. Raises `EngineUnavailableError`."""
+    """Import the image and return its name. Raises `EngineUnavailableError`.
+
+    It stands in for the images of nginx and Prometheus as well, which only a registry has.
+    """
     if shutil.which("mmdebstrap") is None:
         raise EngineUnavailableError(
             "there is no mmdebstrap to make a base image with (apt install mmdebstrap)"
@@ -32,7 +38,7 @@ def make_base_image(engine: Engine, directory: Path) -> str:
         *(
             "mmdebstrap",
             "--variant=minbase",
-            "--include=python3,python3-pip,python3-venv,ca-certificates,g++",
+            "--include=python3,python3-pip,python3-venv,ca-certificates,g++,nginx-light,prometheus",
         ),
         # A machine behind a proxy trusts its certificate; so must pip in the image.
         f"--customize-hook=copy-in {_CERTIFICATES} /etc/ssl/certs",
@@ -45,6 +51,24 @@ def make_base_image(engine: Engine, directory: Path) -> str:
     engine.run("import", str(rootfs), NAME, seconds=300)
     rootfs.unlink()
     return NAME
+
+
+def build_images(engine: Engine, directory: Path) -> dict[str, str]:
+    """Build what the compose file builds; the variables by which it finds the images. Raises as above."""
+    base = make_base_image(engine, directory)
+    # The build reaches this machine's loopback, where the wheel is.
+    override = directory / "build.yaml"
+    override.write_text(json.dumps({"services": {name: {"build": {"network": "host"}} for name in SERVICES}}))
+    wheels = directory / "wheels"
+    wheels.mkdir()
+    with torch_wheel_served(wheels) as links:
+        engine.run_compose(
+            *("--file", str(COMPOSE_FILE), "--file", str(override), "build"),
+            seconds=1200,
+            BASE_IMAGE=base,
+            PIP_FIND_LINKS=links,
+        )
+    return {"BASE_IMAGE": base, "NGINX_IMAGE": base, "PROMETHEUS_IMAGE": base}
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from base_image import build_images
 from docker_engine import Engine, EngineUnavailableError, engine
 
 
@@ -33,5 +34,14 @@ def docker(docker_directory: Path) -> Iterator[Engine]:
     try:
         with engine(docker_directory) as running:
             yield running
+    except EngineUnavailableError as error:
+        pytest.skip(f"NO CONTAINERS WERE TESTED: {error}")
+
+
+@pytest.fixture(scope="session")
+def images(docker: Engine, docker_directory: Path) -> dict[str, str]:
+    """The images of the compose file, built once; the variables by which it finds them."""
+    try:
+        return build_images(docker, docker_directory)
     except EngineUnavailableError as error:
         pytest.skip(f"NO CONTAINERS WERE TESTED: {error}")
