@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from sfllm.messages import Grant
+from sfllm.messages import Grant, Interrupted, Rejected
 from sfllm_scheduler.core.admission import RETRY_QUEUE_FACTOR
 from sfllm_scheduler.core.cohorts import POLICIES
 from sfllm_scheduler.core.core import SchedulerCore
-from sfllm_scheduler.core.events import Action, ToWorker
+from sfllm_scheduler.core.events import Action, ToGateway, ToWorker
 from sfllm_scheduler.core.requests import Key, Request
 from sfllm_scheduler.core.state import MAX_RECENT, State
 from sfllm_scheduler.core.workers import Worker
@@ -44,6 +44,9 @@ class Decisions:
 
     def see(self, action: Action) -> None:
         """An action, in the order in which they are to be done."""
+        if isinstance(action, ToGateway) and isinstance(action.message, Rejected | Interrupted):
+            ended = action.message
+            self._waiting.pop((Key(action.peer, ended.handle), ended.attempt), None)
         if not isinstance(action, ToWorker) or not isinstance(action.message, Grant):
             return
         worker = self._state.workers[action.peer]
