@@ -83,7 +83,7 @@ def rotated(setting: Setting, dtype: torch.dtype) -> str:
         norm = 1 + rows(turning, dim, dtype, 2) / 4 if with_norm else None
         positions, slots = torch.tensor([0, 3, 4095, 17]), torch.tensor([13, 38, 63, 16])
         rope = Rope(10000.0, channels)
-        table = rotation_table(Rotary(rope), 4096, setting.device)
+        table = rotation_table(Rotary(rope, setting.device), 4096, setting.device)
         cache = torch.zeros(2, 4, kv_heads, 16, dim, dtype=dtype, device=setting.device)
         layer = KVLayer(0, cache[0], cache[1])
         ours = before.to(setting.device, copy=True)
