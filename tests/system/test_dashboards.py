@@ -14,7 +14,7 @@ import pytest
 import zmq
 from chaos.ask import ask
 from chaos.fleet import Fleet
-from chaos.http_client import Address, BrokenConnectionError, Connection, get
+from chaos.http_client import Address, BrokenConnectionError, Connection
 from chaos.layout import FleetOptions
 from chaos.metrics import read
 from observability import Query, Selector, dashboards, queries, rules, selectors
@@ -109,7 +109,6 @@ async def _misfortune(fleet: Fleet) -> None:
     assert await worker.ended(0, 30)
     address = fleet.urls["gateway-0"]
     for _ in range(3):
-        await get(address, "/ready")
         await _impatient(address)
     argument = next(part for part in fleet.scheduler.spec.command if part.startswith("--gateway-address="))
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
