@@ -123,7 +123,10 @@ def asked(
     if entries is not None:
         stream = of_trace(entries, rate, requests)
     elif settings.mix == CHATS:
-        stream = of_chats(rate, requests, source)
+        # Chats in the order in which they come; at times that make the rate from the first one on.
+        times = poisson(rate, requests, random.Random(f"times {settings.seed}"))
+        chats = of_chats(rate, requests, source)
+        stream = (chat._replace(at=at) for chat, at in zip(chats, times, strict=True))
     else:
         if rate == float("inf"):
             times = at_once(requests)
