@@ -35,6 +35,9 @@ ONLY_OF_A_MODEL = {"sfllm:startup_seconds"}
 """The mock worker loads nothing."""
 
 NEVER_HERE = ONLY_OF_A_GPU | ONLY_OF_A_MODEL
+DESERVED = {"SfllmWorkerLost", "SfllmMalformedMessages"}
+"""Alerts about what the test does to the services."""
+
 OPTIONS = FleetOptions(
     workers=2,
     gateways=2,
@@ -51,6 +54,7 @@ class Seen(NamedTuple):
     empty: set[str]
     labels: dict[str, set[str]]
     named: set[str]
+    firing: set[str]
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +84,11 @@ async def _observe(directory: Path) -> Seen:
                     stopping.set()
             metrics = {s.metric for _, expression in _everything() for s in selectors(expression)}
             labels = {metric: server.labels(metric) for metric in metrics}
+            alerts = server.get("alerts")["alerts"]
         pages = [await read(service.admin) for service in fleet.services]
-    return Seen(empty, labels, {name for page in pages for name in _names(page)})
+    named = {name for page in pages for name in _names(page)}
+    firing = {each["labels"]["alertname"] for each in alerts if each["state"] == "firing"}
+    return Seen(empty, labels, named, firing)
 
 
 def _everything() -> list[tuple[str, str]]:
@@ -131,9 +138,10 @@ async def _impatient(address: Address) -> None:
 
 
 async def _unanswered(server: Prometheus) -> set[str]:
-    """The expressions of panels and recording rules that stay without data while the load lasts."""
+    """The expressions of panels, recording rules and deserved alerts that have no answer in time."""
     left = {expression for _, expression in _everything()} - {rule.expression for rule in rules("alert")}
     left = {e for e in left if not {s.metric for s in selectors(e)} & NEVER_HERE}
+    left |= {f'ALERTS{{alertname="{name}", alertstate="firing"}}' for name in DESERVED}
     deadline = time.monotonic() + LOAD_SECONDS
     while left and time.monotonic() < deadline:
         for expression in sorted(left):
@@ -180,6 +188,11 @@ def test_an_expression_reads_metrics_and_labels_that_exist(seen: Seen, selector:
     assert labels or selector.metric in seen.named, f"no service has {selector.metric}"
     if labels:
         assert selector.labels - {"namespace"} <= labels  # namespaces are Kubernetes'
+
+
+def test_alerts_tell_what_has_happened_and_nothing_that_has_not(seen: Seen) -> None:
+    assert seen.firing >= DESERVED
+    assert not seen.firing & {"SfllmWorkersCrashLoop", "SfllmNoWorkers", "SfllmRequestQuarantined"}
 
 
 def test_every_metric_that_only_a_gpu_or_a_model_has_is_in_the_reference() -> None:
