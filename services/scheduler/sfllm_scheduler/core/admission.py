@@ -80,7 +80,7 @@ def _admit(state: State, key: Key, message: Submit, arrays: Sequence[Array], ran
         )
     check_in_time(model, message, now)
     request.expect_uncached(model.fleet.least_uncached(request))
-    request.output = model.outputs.expect(request.prompt_band, message.sampling.max_tokens)
+    request.expect_output(model.outputs.expect(request.prompt_band, message.sampling.max_tokens))
     check_limits(state.limits, request, now)
     deadline = now + message.milliseconds_left / 1000
     request.latest_start = deadline - model.pace.seconds(request.uncached, request.output.mean)

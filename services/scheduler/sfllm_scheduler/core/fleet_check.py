@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfllm_scheduler.core.fleet import Fleet, Place
+from sfllm_scheduler.core.fleet import Fleet
 from sfllm_scheduler.core.prefix_index import MAX_NAMES
 from sfllm_scheduler.core.workers import InvariantError
 
@@ -14,11 +14,13 @@ def check_fleet(model: str, fleet: Fleet) -> None:
     _require(fleet.serving == len(serving), model, "the count of workers is wrong")
     _require(fleet.slots == sum(worker.capacity.slots for worker in serving), model, "slots do not add up")
     ready, aside = fleet.places()
-    expected = sorted(Place(worker.load, worker.lease) for worker in workers if worker.is_ready)
-    set_aside = {place.lease for place in aside}
-    listed = [place for place in expected if place.lease not in set_aside]
+    expected = sorted((worker.load, worker.lease) for worker in workers if worker.is_ready)
+    set_aside = {lease for _, lease in aside}
+    listed = [place for place in expected if place[1] not in set_aside]
     _require(ready == listed, model, "the list of ready workers is wrong")
-    _require(set_aside <= {place.lease for place in expected}, model, "a worker without room is set aside")
+    _require(set_aside <= {lease for _, lease in expected}, model, "a worker without room is set aside")
+    longest = max((worker.context_limit for worker in workers), default=0)
+    _require(fleet.context_limit == longest, model, "the longest context is wrong")
     special = {worker.lease for worker in workers if worker.probation or worker.reserved is not None}
     _require(set(fleet.special) == special, model, "workers with suspects are not known as such")
     names = {worker.lease: fleet.prefixes.names(worker.lease) for worker in workers}

@@ -9,10 +9,12 @@ class OutstandingPrefill:
     Every grant has a number, and the worker says how many grants it had got when it counted what was left
     (`WorkerProgress`). So what it counted and what it had not seen add up, however late the message comes.
     What a worker says cannot exceed what it holds: when nothing is held here nothing is outstanding.
+    `tokens` is what is outstanding.
     """
 
     def __init__(self) -> None:
         self.grants = 0
+        self.tokens = 0
         self._seen = 0
         self._lost = 0
         self._floor = 0
@@ -20,11 +22,6 @@ class OutstandingPrefill:
         self._unseen_tokens = 0
         self._seen_tokens = 0
         self._unseen: dict[int, int] = {}
-
-    @property
-    def tokens(self) -> int:
-        """What is outstanding."""
-        return self._unseen_tokens + min(self._pending, self._seen_tokens)
 
     @property
     def charged(self) -> int:
@@ -40,6 +37,7 @@ class OutstandingPrefill:
         """A request of a grant that was not seen yet counts that many tokens, at least 1."""
         self._unseen_tokens += tokens
         self._unseen[grant] = self._unseen.get(grant, 0) + tokens
+        self.tokens += tokens
 
     def discharge(self, grant: int, tokens: int) -> None:
         """A request of a grant is over, so nothing of it is left to compute."""
@@ -50,6 +48,7 @@ class OutstandingPrefill:
                 del self._unseen[grant]  # its requests are all over
         else:
             self._seen_tokens -= tokens
+        self._count()
 
     def arrived(self, grant: int) -> None:
         """The worker surely had this grant before it sends anything more: correct its count of grants.
@@ -73,3 +72,7 @@ class OutstandingPrefill:
             tokens = self._unseen.pop(grant)
             self._unseen_tokens -= tokens
             self._seen_tokens += tokens
+        self._count()
+
+    def _count(self) -> None:
+        self.tokens = self._unseen_tokens + min(self._pending, self._seen_tokens)

@@ -46,11 +46,11 @@ class PrefixIndex:
     def grant(self, worker: int, names: Iterable[int]) -> None:
         """A request with these beginnings goes to a worker."""
         known, since_beat = self._names[worker], self._since_beat[worker]
-        for name in names:
-            since_beat[name] = None
-            if name not in known:
-                known[name] = None
-                self._add_holder(name, worker)
+        granted = dict.fromkeys(names)
+        since_beat |= granted
+        for name in granted.keys() - known.keys() if known else granted:
+            self._add_holder(name, worker)
+        known |= granted
         self._trim(worker)
 
     def beat(self, worker: int, summary: Iterable[int]) -> None:
@@ -118,7 +118,9 @@ class PrefixIndex:
 
 def _longest(names: Sequence[int], has: Callable[[int], bool]) -> int:
     """How many leading names there are, found by halving. What is found is there, whatever else is not."""
-    low, high = 0, len(names)
+    if not names or not has(names[0]):
+        return 0
+    low, high = 1, len(names)
     while low < high:
         middle = (low + high + 1) // 2
         if has(names[middle - 1]):

@@ -32,6 +32,11 @@ class RateLimits:
         self._tokens = tokens_per_minute
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
+    @property
+    def any(self) -> bool:
+        """Whether there is a limit at all."""
+        return self._requests is not None or self._tokens is not None
+
     def __len__(self) -> int:
         return len(self._buckets)
 
@@ -40,7 +45,7 @@ class RateLimits:
 
         One that is larger than a minute's worth goes when the bucket is full, and leaves a debt.
         """
-        if self._requests is None and self._tokens is None:
+        if not self.any:
             return 0.0
         bucket = self._bucket(tenant, now)
         wait = 0.0

@@ -37,15 +37,18 @@ def check_shape(message: Submit, arrays: Sequence[Array]) -> None:
     sound = (
         len(prompt) > 0
         and 0 < len(choices) <= MAX_CHOICES
-        and len(set(choices)) == len(choices) == len(counts)
-        and all(0 <= choice < COUNT_LIMIT for choice in choices)
-        and all(count >= 0 for count in counts)
+        and len(choices) == len(counts)
+        and (len(choices) == 1 or len(set(choices)) == len(choices))
+        and 0 <= min(choices) <= max(choices) < COUNT_LIMIT
+        and min(counts) >= 0
         and sum(counts) == len(generated)
         and len(prefixes) <= min(MAX_PREFIXES, len(prompt) // CHUNK_TOKENS)
         and 0 <= message.handle < HANDLE_LIMIT
         and 0 <= message.attempt < COUNT_LIMIT
         and message.sampling.max_tokens >= 1
-        and max(len(message.request_id), len(message.last_worker), len(message.tenant)) <= MAX_NAME_CHARACTERS
+        and len(message.request_id) <= MAX_NAME_CHARACTERS
+        and len(message.last_worker) <= MAX_NAME_CHARACTERS
+        and len(message.tenant) <= MAX_NAME_CHARACTERS
     )
     if not sound:
         raise RefusedError(ErrorCode.INVALID_REQUEST, "the request contradicts itself (counts and arrays)")
@@ -57,9 +60,11 @@ def check_in_time(model: Model, message: Submit, now: float) -> None:
     Only what is quite sure is refused: when more waits than the workers run at a time, and when it is
     known how fast that goes.
     """
-    before = model.waiting.before(message.priority)
     at_once = model.fleet.slots
-    if message.attempt > 0 or before <= at_once:
+    if message.attempt > 0 or len(model.waiting) <= at_once:
+        return
+    before = model.waiting.before(message.priority)
+    if before <= at_once:
         return
     wait = model.backlog.expected_wait(before, at_once, now)
     left = message.milliseconds_left / 1000
@@ -76,7 +81,7 @@ def check_limits(limits: RateLimits, request: Request, now: float) -> None:
 
     Its output counts as long as expected, and is corrected when it has ended.
     """
-    if request.is_retry:
+    if request.is_retry or not limits.any:
         return
     wait = limits.take(request.submit.tenant, request.tokens + request.expected_output, now)
     if wait > 0.0:
@@ -98,11 +103,10 @@ def check_fits(model: Model, request: Request) -> None:
             f"{request.longest} tokens leave no room for output in the context of "
             f"{model.card.max_model_len} tokens of {model.card.name}",
         )
-    workers = model.workers.values()
-    if request.is_retry or not workers or any(worker.can_ever_run(request) for worker in workers):
+    if request.is_retry or not model.workers or request.longest < model.fleet.context_limit:
         return
-    room = max(worker.capacity.kv_tokens for worker in workers)
     raise RefusedError(
         ErrorCode.CONTEXT_LENGTH_EXCEEDED,
-        f"the request needs a cache of {request.least_kv_tokens} tokens, but workers have {room}",
+        f"{request.longest} tokens leave no room for output in the cache of any worker: "
+        f"they take contexts of up to {model.fleet.context_limit} tokens",
     )

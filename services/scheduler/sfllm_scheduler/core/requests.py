@@ -46,6 +46,8 @@ class Request:
     `tokens` counts what must be prefilled: the prompt and the tokens of earlier attempts. `uncached` is
     what of that the best worker of its model did not have in its cache when it came; `band` is the
     length band of that, `prompt_band` that of its prompt and `size_band` that of its longest choice then.
+    `longest` is the context of its longest choice, `slots` how many sequences it takes on a worker, and
+    `kv_tokens` how much cache to set aside for it. `names` has its prefixes as numbers.
     `output` is what is expected of each choice, `latest_start` when it must go to a worker to be ready in
     time, and `charged` what its tenant has been charged for it. From `late_at` on its first token will be
     later than wished for, and it is `late`.
@@ -60,20 +62,29 @@ class Request:
         "charged",
         "closed",
         "generated",
+        "is_retry",
         "key",
+        "kv_tokens",
         "late",
         "late_at",
         "latest_start",
+        "longest",
         "model",
+        "names",
         "open",
         "output",
         "prefixes",
+        "priority",
         "prompt",
         "prompt_band",
         "rank",
         "size_band",
+        "slots",
         "submit",
         "submitted",
+        "suspects",
+        "tenant",
+        "tokens",
         "uncached",
         "worker",
     )
@@ -84,13 +95,19 @@ class Request:
         self.key = key
         self.submit = submit
         self.prompt, self.generated, self.prefixes = arrays
+        self.names: list[int] = self.prefixes.tolist()
         self.model = model
         self.rank = rank
+        self.priority = submit.priority  # lower goes first
+        self.tenant = submit.tenant
+        self.is_retry = submit.attempt > 0
+        self.suspects = max(0, submit.suspects)  # the size of its group; 0 when it is none (`suspects.py`)
         self.submitted = now
+        self.output = UNKNOWN_OUTPUT
+        self._measure()
         self.expect_uncached(self.tokens)
         self.prompt_band = band_of(len(self.prompt))
         self.size_band = band_of(self.longest)
-        self.output = UNKNOWN_OUTPUT
         self.latest_start = inf
         self.late_at = inf
         self.late = False
@@ -107,44 +124,10 @@ class Request:
         self.uncached = max(1, tokens)
         self.band = band_of(self.uncached)
 
-    @property
-    def tokens(self) -> int:
-        """Tokens to prefill. Only while it waits."""
-        return len(self.prompt) + len(self.generated)
-
-    @property
-    def slots(self) -> int:
-        """Sequences that it takes on a worker."""
-        return len(self.submit.choices)
-
-    @property
-    def is_retry(self) -> bool:
-        """Whether an earlier attempt was lost."""
-        return self.submit.attempt > 0
-
-    @property
-    def suspects(self) -> int:
-        """The size of its group of suspects; 0 when it is none (`suspects.py`)."""
-        return max(0, self.submit.suspects)
-
-    @property
-    def priority(self) -> int:
-        """Lower goes first."""
-        return self.submit.priority
-
-    @property
-    def least_kv_tokens(self) -> int:
-        """Cache without which it cannot run at all: its longest choice's, for choices can take turns."""
-        return self.longest + 1
-
-    @property
-    def kv_tokens(self) -> int:
-        """Cache to set aside for it."""
-        limit = self.submit.sampling.max_tokens
-        reserve = self.output.reserve
-        return self.tokens + sum(
-            max(1, min(limit - count, reserve)) for count in self.submit.generated_counts
-        )
+    def expect_output(self, output: OutputLength) -> None:
+        """Set what is expected of each choice. Only before it is in a queue."""
+        self.output = output
+        self._measure()
 
     @property
     def expected_output(self) -> float:
@@ -157,11 +140,6 @@ class Request:
     def expected_of(self, count: int) -> float:
         """Tokens that a choice which has so many will probably generate yet."""
         return max(1.0, min(self.submit.sampling.max_tokens - count, self.output.mean))
-
-    @property
-    def longest(self) -> int:
-        """Context length of its longest choice."""
-        return len(self.prompt) + max(self.submit.generated_counts)
 
     def without_choice(self, choice: int) -> None:
         """Forget one choice of a waiting request, and its tokens so far."""
@@ -176,11 +154,25 @@ class Request:
             choices=self.submit.choices[:index] + self.submit.choices[index + 1 :],
             generated_counts=counts[:index] + counts[index + 1 :],
         )
+        self._measure()
 
     def drop_arrays(self) -> None:
         """Free the token ids: they went to a worker, and a retry brings them again."""
         self.prompt = self.generated = _EMPTY
         self.prefixes = _NO_NAMES
+        self.names = []
+
+    def _measure(self) -> None:
+        """Set the sizes that follow from its arrays, its choices and what is expected of them."""
+        prompt, counts = len(self.prompt), self.submit.generated_counts
+        limit, reserve = self.submit.sampling.max_tokens, self.output.reserve
+        self.slots = len(counts)
+        self.tokens = prompt + len(self.generated)
+        self.longest = prompt + max(counts)
+        if len(counts) == 1:  # as most have
+            self.kv_tokens = self.tokens + max(1, min(limit - counts[0], reserve))
+        else:
+            self.kv_tokens = self.tokens + sum(max(1, min(limit - count, reserve)) for count in counts)
 
 
 _EMPTY = as_array("I", ())

@@ -66,7 +66,7 @@ class Worker:
     `digest` is of the choices that it should hold; `asked` counts the lists that it was asked for,
     and `answered` is the number of the last one that came. `probation` has its suspects that are not
     cleared, and `reserved` is the suspect that it is kept free for (`suspects.py`). `prefill` is what it
-    has to prefill, `speed` how fast it is.
+    has to prefill, `speed` how fast it is. Contexts that it could run are shorter than `context_limit`.
     """
 
     def __init__(self, peer: bytes, worker_id: str, card: ModelCard, capacity: Capacity, now: float) -> None:
@@ -84,7 +84,9 @@ class Worker:
         self.digest = 0
         self.prefill = OutstandingPrefill()
         self.prefill_window = PREFILL_WINDOW_STEPS * capacity.step_tokens
+        self.context_limit = min(capacity.kv_tokens, card.max_model_len)
         self.speed = Speed.unknown(capacity)
+        self._step_curve: tuple[float, ...] = ()
         self.asked = 0
         self.answered = 0
         self.probation: dict[HoldKey, Trial] = {}
@@ -127,6 +129,9 @@ class Worker:
         It may take fewer than it holds; then it gets nothing until enough have ended.
         """
         slots = min(slots, MAX_SLOTS)
+        if slots in (0, self.capacity.slots) and step_curve == self._step_curve:
+            return
+        self._step_curve = step_curve
         if slots > 0 and slots != self.capacity.slots:
             self.capacity = replace(self.capacity, slots=slots)
             for hold in self.holds.values():
@@ -136,9 +141,7 @@ class Worker:
 
     def can_ever_run(self, request: Request) -> bool:
         """Whether it could run this waiting request when it held nothing else."""
-        return (
-            request.least_kv_tokens <= self.capacity.kv_tokens and request.longest < self.card.max_model_len
-        )
+        return request.longest < self.context_limit
 
     def slots_for(self, request: Request) -> int:
         """Sequences to set aside for it here; one with more choices runs them in several rounds."""
