@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from sfllm.config import Settings
+from sfllm.config import SECRET, Settings
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Addresses = Annotated[tuple[str, ...], Meta(min_length=1)]
@@ -36,6 +36,31 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True):
 
     host: Annotated[str, Meta(description="address that the HTTP API listens on")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="port of the HTTP API")] = 8081
+    api_key: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="keys that clients may present, for trying out; better as a variable than as a flag, "
+            "which everyone on the machine can read",
+            extra=SECRET,
+        ),
+    ] = ()
+    api_key_file: Annotated[
+        str | None,
+        Meta(
+            description="a file of hashed keys that clients may present, made by `sfllm keys add`; "
+            "read again when it changes; without any key everyone is let in"
+        ),
+    ] = None
+    cors_origins: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^(\*|https?://[^/*]+)$")], ...],
+        Meta(
+            description="origins of web pages that may read answers, as https://chat.example.com; * for all"
+        ),
+    ] = ()
+    tls_cert_file: Annotated[
+        str | None, Meta(description="certificate chain in PEM, to serve HTTPS instead of HTTP")
+    ] = None
+    tls_key_file: Annotated[str | None, Meta(description="the certificate's private key in PEM")] = None
     gateway_address: Annotated[
         Addresses,
         Meta(description="where the scheduler waits for gateways; several schedulers: an address of each"),
@@ -72,7 +97,9 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True):
     ] = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse lists of addresses that do not fit together."""
+        """Refuse lists of addresses that do not fit together, and half of what TLS needs."""
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("--tls-cert-file and --tls-key-file need each other")
         _check_addresses(gateway_address=self.gateway_address, asset_address=self.asset_address)
 
 
@@ -94,8 +121,12 @@ class SchedulerSettings(CommonSettings, frozen=True, kw_only=True):
     max_queue_requests: Annotated[int, Meta(ge=1, description="waiting requests before answering 429")] = 1024
     max_overtakes: Annotated[
         int,
-        Meta(ge=0, description="times a request may be passed by later ones of its tenant and priority"),
-    ] = 10_000
+        Meta(
+            ge=0,
+            description="times a request may be passed by later ones of its tenant and priority, for each "
+            "worker that serves its model",
+        ),
+    ] = 1_000
     target_ttft_seconds: Annotated[
         float,
         Meta(gt=0, description="requests that can still have a first token in so long go before later ones"),

@@ -81,6 +81,7 @@ class Peers:
         self.gateways: dict[bytes, FakeGateway] = {}
         self.workers: dict[bytes, FakeWorker] = {}
         self.names = 0
+        self.most_serving = 1
         self.ends: dict[tuple[bytes, int, int], int] = defaultdict(int)
         self.to_lose: list[type[Message]] = []
         self.is_lossy = False
@@ -94,6 +95,9 @@ class Peers:
             if self.loses(event.message):
                 return
         self.perform(event)
+        model = self.core.state.models.get("m")
+        if model is not None:
+            self.most_serving = max(self.most_serving, model.fleet.serving)
 
     def perform(self, event: Event) -> None:
         for action in self.core.handle(event, self.now):
@@ -200,7 +204,8 @@ class Peers:
                     and self.rank(other) > self.rank((peer, handle))
                     for other, rival in rivals.items()
                 )
-                assert request.passed_by <= MAX_OVERTAKES, f"{(peer, handle)} was passed too often"
+                bound = MAX_OVERTAKES * self.most_serving
+                assert request.passed_by <= bound, f"{(peer, handle)} was passed too often"
 
     def rank(self, key: tuple[bytes, int]) -> Rank:
         """The place of a live request in the order of arrival."""
@@ -218,7 +223,9 @@ class Peers:
             left = worker.prefill_window - worker.prefill.tokens
             uncached = partial(model.fleet.uncached, worker)
             room = Room(worker, maxsize, avoid=False, prefill_tokens=left, uncached=uncached)
-            cohort = POLICIES[self.policy].cohort(model.waiting, room, self.now, MAX_OVERTAKES)
+            cohort = POLICIES[self.policy].cohort(
+                model.waiting, room, self.now, MAX_OVERTAKES * max(1, model.fleet.serving)
+            )
             assert not cohort, f"{worker.worker_id} could be granted {len(cohort)} requests that wait"
         for worker in state.workers.values():
             if not worker.holds and not worker.draining:

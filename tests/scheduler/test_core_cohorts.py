@@ -240,24 +240,24 @@ def test_models_have_queues_of_their_own(driver: Driver) -> None:
     assert (driver.grants(one), driver.grants(two)) == ([[first]], [[other]])
 
 
-def test_a_small_worker_does_not_idle_behind_a_request_that_only_a_large_one_could_run() -> None:
+def test_the_bound_is_for_each_worker_that_serves_the_model() -> None:
     driver = Driver(max_overtakes=1)
     driver.gateway()
-    large = driver.worker("large", slots=1, kv_tokens=4000)
-    small = driver.worker("small", slots=1, kv_tokens=200)
-    driver.submit(1000)
+    worker = driver.worker("one", slots=8, kv_tokens=600)
+    running = driver.submit(300)
     driver.tick()
-    driver.submit(1000)
-    handles = [driver.submit(10) for _ in range(4)]
-    for handle in handles:
-        driver.tick()
-        assert driver.grants(small)[-1] == [handle]
-        driver.finish(small, handle)
-    assert len(driver.grants(large)) == 1
+    driver.submit(400)
+    small = [driver.submit(10) for _ in range(6)]
+    driver.tick()
+    assert driver.grants(worker) == [[running], small[:1]]
+    for name in ("two", "three"):
+        driver.worker(name, kv_tokens=5)  # too small for any of these
+    driver.tick()
+    assert driver.grants(worker) == [[running], small[:1], small[1:3]]
 
 
 def test_a_request_behind_one_that_cannot_run_here_is_still_not_passed_too_often() -> None:
-    driver = Driver(max_overtakes=2)
+    driver = Driver(max_overtakes=1)  # for each of two workers
     driver.gateway()
     driver.worker("large", slots=1, kv_tokens=4000)
     small = driver.worker("small", slots=8, kv_tokens=600)

@@ -25,7 +25,8 @@ Attempt = tuple[Key, int]
 class Decisions:
     """Follows the decisions of one core: `before` an event, `see` every action, `check` after a tick.
 
-    It counts by itself how often each waiting request was passed.
+    It counts by itself how often each waiting request was passed. The bound is for each worker that serves
+    the model, and holds for the most that there were.
     """
 
     def __init__(self, core: SchedulerCore) -> None:
@@ -33,11 +34,14 @@ class Decisions:
         policy = core.state.policy
         self._fair = POLICIES[policy.policy].fair
         self._bound = 0 if policy.policy == "fcfs" else policy.max_overtakes
+        self._most_serving: Counter[str] = Counter()
         self._waiting: dict[Attempt, Request] = {}
         self._passed: Counter[Attempt] = Counter()
 
     def before(self) -> None:
         """Remember who waits: a grant in the actions that follow passes whoever of these is older."""
+        for name, model in self._state.models.items():
+            self._most_serving[name] = max(self._most_serving[name], model.fleet.serving, 1)
         self._waiting = {_attempt(request): request for request in self._all_waiting()}
         for gone in self._passed.keys() - self._waiting.keys():
             del self._passed[gone]
@@ -69,7 +73,7 @@ class Decisions:
         for worker in self._state.workers.values():
             for request in waiting if worker.is_ready else ():
                 idles = _fits(worker, request) and all(
-                    self._counted(other) < self._bound
+                    self._counted(other) < self._bound * max(1, self._state.models[other.model].fleet.serving)
                     for other in waiting
                     if self._passes(request, other) and worker.can_ever_run(other)
                 )
@@ -94,7 +98,7 @@ class Decisions:
             self._passed[attempt] += 1
             times = self._passed[attempt]
             require(
-                times <= self._bound,
+                times <= self._bound * self._most_serving[other.model],
                 "overtaking",
                 f"{other.key} was passed {times} times, now by {granted.key}",
             )

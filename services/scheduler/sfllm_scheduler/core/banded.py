@@ -1,9 +1,4 @@
-"""Requests by length band, the oldest of each band first.
-
-Any request can leave at any time (a cancel, a deadline) and a retried one comes back in its old place, so
-every band is a sorted list of chunks (`sortedcontainers`): adding, removing and finding the first are
-logarithmic, and nothing stale is left behind. There are at most some forty bands.
-"""
+"""Requests by length band, the oldest of each band first. There are at most some forty bands."""
 
 from __future__ import annotations
 
@@ -11,9 +6,8 @@ from collections.abc import Callable, Iterator
 from heapq import merge
 from operator import attrgetter
 
-from sortedcontainers import SortedKeyList
-
-from sfllm_scheduler.core.requests import Rank, Request
+from sfllm_scheduler.core.by_age import ByAge
+from sfllm_scheduler.core.requests import Request
 
 _rank = attrgetter("rank")
 
@@ -21,34 +15,40 @@ _rank = attrgetter("rank")
 class Banded:
     """Requests in bands; `band_of` tells a request's band, which must not change while it is here."""
 
+    __slots__ = ("_band_of", "_lists")
+
     def __init__(self, band_of: Callable[[Request], int]) -> None:
         self._band_of = band_of
-        self._lists: dict[int, SortedKeyList[Request, Rank]] = {}
+        self._lists: dict[int, ByAge] = {}
 
     def add(self, request: Request) -> None:
         """Put a request in its place."""
         band = self._band_of(request)
         members = self._lists.get(band)
         if members is None:
-            members = self._lists[band] = SortedKeyList(key=_rank)
+            members = self._lists[band] = ByAge()
         members.add(request)
 
     def remove(self, request: Request) -> None:
-        """Take a request out. Raises ValueError when it is not here."""
-        self._lists[self._band_of(request)].remove(request)
+        """Take a request out. Raises KeyError or ValueError when it is not here."""
+        band = self._band_of(request)
+        members = self._lists[band]
+        members.remove(request)
+        if not members:
+            del self._lists[band]
 
     def first(self, band: int) -> Request | None:
         """The oldest of a band."""
         members = self._lists.get(band)
-        return members[0] if members else None
+        return None if members is None else members.first
 
     def heads(self) -> list[Request]:
         """The oldest request of each band."""
-        return [members[0] for members in self._lists.values() if members]
+        return [members.first for members in self._lists.values()]
 
     def bands(self) -> list[int]:
         """The bands in which there are requests."""
-        return [band for band, members in self._lists.items() if members]
+        return list(self._lists)
 
     def members(self, band: int) -> Iterator[Request]:
         """The requests of a band, oldest first."""

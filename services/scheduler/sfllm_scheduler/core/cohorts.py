@@ -6,7 +6,8 @@ most urgent first. It changes nothing. Whatever the policy:
 - higher priority goes first;
 - the cohort fits the worker's free slots and cache, and (but for its first) its step budget and window;
 - within a priority class and tenant no request is passed by more than `max_overtakes` later ones on
-  workers that could run it. When that is used up, only the oldest may go next.
+  workers that could run it (`routing.py` allows so many for each worker that serves the model). When that
+  is used up, only the oldest may go next.
 
 A cohort need not fill the worker: who grants asks again, and the next cohort has an anchor of its own.
 """
@@ -64,23 +65,25 @@ class Room:
         self.kv_tokens = worker.free_kv_tokens
         self.step_tokens = worker.capacity.step_tokens
         self.avoided = False
+        self._capacity = worker.capacity
         self._share = share
         self._avoid = avoid
 
     @property
     def complete(self) -> bool:
         """Whether nothing more goes in."""
-        return min(self.slots, self.kv_tokens, self._share, self.prefill_tokens) < 1
+        return self.slots < 1 or self.kv_tokens < 1 or self._share < 1 or self.prefill_tokens < 1
 
     def fits(self, request: Request) -> bool:
         """Whether the request could be granted now."""
         if self._avoid and request.submit.last_worker == self.worker.worker_id:
             self.avoided = True
             return False
+        capacity = self._capacity
         return (
-            self.worker.can_ever_run(request)
-            and self.worker.slots_for(request) <= self.slots
-            and self.worker.charge(request) <= self.kv_tokens
+            request.longest < self.worker.context_limit
+            and min(request.slots, capacity.slots) <= self.slots
+            and min(request.kv_tokens, capacity.kv_tokens) <= self.kv_tokens
         )
 
     def take(self, request: Request) -> None:
@@ -124,7 +127,11 @@ def most_pressing(group: PriorityClass, now: float) -> Request | None:
     heads = group.on_time.heads() or group.late.heads()
     if not heads:
         return None
-    head = max(heads, key=lambda request: (response_ratio(request, now), -request.uncached))
+    head, highest = heads[0], response_ratio(heads[0], now)
+    for other in heads[1:]:
+        ratio = response_ratio(other, now)
+        if ratio > highest or (ratio == highest and other.uncached < head.uncached):
+            head, highest = other, ratio
     line = group.line_of(head)
     return line.oldest if line.spent else head
 
@@ -165,6 +172,7 @@ def by_length(
         anchor = most_pressing(group, now)
         if anchor is not None:
             cohort.fill(group, iter((anchor,)), BAND_LOOK_AHEAD)
+        if anchor is not None and not cohort.complete and len(cohort.members) < group.count:
             reach = (now - anchor.rank.arrival) / WIDEN_SECONDS
             for late, band in _nearest_first(group, anchor):
                 if cohort.complete or (cohort.members and abs(band - anchor.band) > reach):
@@ -219,6 +227,7 @@ class _Cohort:
         self.members: list[Request] = []
         self.complete = room.complete
         self._room = room
+        self._most = room.slots
         self._max_overtakes = max_overtakes
         self._local = local
         self._chosen: set[Request] = set()
@@ -230,21 +239,23 @@ class _Cohort:
         for wanted in () if self.complete else candidates:
             if wanted in self._chosen:
                 continue
-            passing = self._passing_in(group.line_of(wanted))
-            if not self._add(wanted, passing):
+            if not self._add(wanted, self._passing_in(group.line_of(wanted))):
                 skipped += 1
             if self.complete or skipped > look_ahead:
                 return
 
-    def _passing_in(self, line: Line) -> Passing:
+    def _passing_in(self, line: Line) -> Passing | None:
+        """Who may pass whom in a line; None if so few did that nobody's bound is near."""
+        if len(line.overtakers) + self._most < self._max_overtakes:
+            return None
         if line not in self._passing:
             self._passing[line] = Passing(line, self._room.worker, self._max_overtakes)
         return self._passing[line]
 
-    def _add(self, wanted: Request, passing: Passing) -> bool:
+    def _add(self, wanted: Request, passing: Passing | None) -> bool:
         """Take a request in, and before it those of its line that may not be passed again."""
         while wanted not in self._chosen and not self.complete:
-            request = passing.next(wanted)
+            request = wanted if passing is None else passing.next(wanted)
             if not self._room.fits(request):
                 return False
             if self.members and not self._joins(request):
@@ -252,7 +263,8 @@ class _Cohort:
             self._room.take(request)
             self.members.append(request)
             self._chosen.add(request)
-            passing.choose(request)
+            if passing is not None:
+                passing.choose(request)
             self.complete = self._room.complete or self._room.step_tokens < 1
         return True
 

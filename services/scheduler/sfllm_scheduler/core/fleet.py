@@ -58,8 +58,16 @@ class Fleet:
     @property
     def ready_count(self) -> int:
         """Workers that may be asked to take more."""
-        self._settle()
+        if self._changed:
+            self._settle()
         return len(self._ready)
+
+    @property
+    def any_place(self) -> bool:
+        """Whether any worker has room, for some request at least."""
+        if self._changed:
+            self._settle()
+        return bool(self._ready or self._aside)
 
     @property
     def any_aside(self) -> bool:
@@ -152,7 +160,8 @@ class Fleet:
 
         One that lost its last worker goes to another if it can. `by_prefix` weighs in what caches have.
         """
-        self._settle()
+        if self._changed:
+            self._settle()
         other = self._first_that_fits(request, self._ready) or self._first_that_fits(request, self._aside)
         if not by_prefix or not request.names:
             return other
@@ -200,15 +209,17 @@ class Fleet:
 
     def _settle(self) -> None:
         """Give the workers that have changed their new places."""
+        ready, places = self._ready, self._places
         for lease, worker in self._changed.items():
             place = (worker.load, lease) if worker.is_ready else None
-            found = self._places.get(lease)
+            found = places.get(lease)
             if found is not None:
-                if place == found[1] and found[0] is self._ready:
+                if found[0] is ready and found[1] == place:
                     continue
                 self._take_out(lease)
             if place is not None:
-                self._put(self._ready, place)
+                insort(ready, place)
+                places[lease] = ready, place
         self._changed.clear()
 
     def _put(self, places: list[Place], place: Place) -> None:

@@ -85,6 +85,7 @@ def worker_hello(state: State, peer: bytes, message: WorkerHello, now: float) ->
         state.record("worker_refused", worker=worker.worker_id, model=message.card.name)
         return
     model.fleet.join(worker)
+    model.fleet.look_again()  # with more workers each request may be passed more often
     model.backlog.reset()
     model.workerless_since = None
     model.recheck_at = now + policy.worker_wait_seconds
@@ -159,7 +160,8 @@ def sweep(state: State, now: float) -> None:
     while state.recent and next(iter(state.recent.values())).forget_at <= now:
         state.recent.popitem(last=False)
     for worker in state.workers.values():
-        _look_after_suspects(state, worker, now)
+        if worker.probation or worker.reserved is not None:
+            _look_after_suspects(state, worker, now)
     for model in state.models.values():
         if model.waiting:
             model.fleet.look_again()

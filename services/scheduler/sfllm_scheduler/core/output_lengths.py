@@ -50,10 +50,12 @@ class OutputLengths:
     def learn(self, prompt_band: int, max_tokens: int, generated: int) -> None:
         """A choice of such a request has ended by itself or by its limit, after so many tokens."""
         generated = min(max(generated, 1), max_tokens)
+        index = int(BINS_PER_DOUBLING * log2(generated))
         for kind in _kinds(prompt_band, max_tokens):
-            if kind not in self._histograms:
-                self._histograms[kind] = _Histogram()
-            self._histograms[kind].add(generated)
+            histogram = self._histograms.get(kind)
+            if histogram is None:
+                histogram = self._histograms[kind] = _Histogram()
+            histogram.add(generated, index)
 
 
 def _kinds(prompt_band: int, max_tokens: int) -> tuple[tuple[int, int], ...]:
@@ -72,11 +74,12 @@ class _Histogram:
         self._bins: list[float] = []
         self._estimate: tuple[float, int] | None = None
 
-    def add(self, tokens: int) -> None:
-        """Count a length of at least 1."""
-        index = int(BINS_PER_DOUBLING * log2(tokens))
-        self._bins += [0.0] * (index + 1 - len(self._bins))
-        self._bins[index] += 1.0
+    def add(self, tokens: int, index: int) -> None:
+        """Count a length of at least 1; `index` is its bin."""
+        bins = self._bins
+        if index >= len(bins):
+            bins += [0.0] * (index + 1 - len(bins))
+        bins[index] += 1.0
         self.count += 1.0
         self._sum += tokens
         self._squares += tokens * tokens

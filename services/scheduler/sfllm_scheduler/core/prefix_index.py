@@ -48,8 +48,9 @@ class PrefixIndex:
         known, since_beat = self._names[worker], self._since_beat[worker]
         granted = dict.fromkeys(names)
         since_beat |= granted
-        for name in granted.keys() - known.keys() if known else granted:
-            self._add_holder(name, worker)
+        for name in granted:
+            if name not in known and self._holders.setdefault(name, worker) != worker:
+                self._add_holder(name, worker)
         known |= granted
         self._trim(worker)
 

@@ -6,6 +6,7 @@ from array import array
 from functools import partial
 
 from sfllm.messages import Grant, GrantedRequest
+from sfllm.wire import Array
 from sfllm_scheduler.core import suspects
 from sfllm_scheduler.core.cohorts import LOOK_AHEAD, POLICIES, Room
 from sfllm_scheduler.core.events import ToWorker
@@ -60,6 +61,8 @@ def _end_reservations(model: Model) -> None:
 def _grant_ordinary(state: State, model: Model, now: float) -> None:
     """Grant until nothing that waits fits any worker. Retried requests look for another worker first."""
     fleet = model.fleet
+    if not fleet.any_place:
+        return
     tried: set[int] = set()
     last_resorts: list[Worker] = []
     while model.waiting.ordinary_count and (worker := _next_worker(state, model, tried, now)):
@@ -94,12 +97,17 @@ def _room(model: Model, worker: Worker, *, avoid: bool) -> Room:
     )
 
 
+def _bound(state: State, model: Model) -> int:
+    """How often a request may be passed: each worker more grants so much more in the same time."""
+    return state.policy.max_overtakes * max(1, model.fleet.serving)
+
+
 def _grant_cohort(state: State, model: Model, room: Room, now: float) -> bool:
     """Grant what the policy chooses for a worker; whether there was anything."""
     policy = POLICIES[state.policy.policy]
-    cohort = policy.cohort(model.waiting, room, now, state.policy.max_overtakes)
+    cohort = policy.cohort(model.waiting, room, now, _bound(state, model))
     if cohort:
-        held_back = any(map(model.waiting.leads, cohort))
+        held_back = model.fleet.any_aside and any(map(model.waiting.leads, cohort))
         _grant(state, model, room.worker, cohort, now)
         if held_back:
             # Those behind it, which might not pass it, may fit workers for which nothing was fit.
@@ -108,40 +116,48 @@ def _grant_cohort(state: State, model: Model, room: Room, now: float) -> bool:
 
 
 def _grant(state: State, model: Model, worker: Worker, cohort: list[Request], now: float) -> None:
-    model.waiting.grant(cohort, state.policy.max_overtakes)
+    model.waiting.grant(cohort, _bound(state, model))
     state.waiting_count -= len(cohort)
     state.drain_rate.add(len(cohort), now)
-    prompts, generated, prefixes = array("I"), array("I"), array("Q")
-    granted = []
-    lengths = []
+    granted = [_granted(request, now) for request in cohort]
+    arrays = _arrays(cohort)
+    lengths = [entry.prompt_count for entry in granted]
     tokens = cached_tokens = 0
     number = worker.prefill.next_grant()
     for request in cohort:
-        granted.append(_granted(request, now))
-        lengths.append(len(request.prompt))
-        prompts.frombytes(request.prompt.cast("B"))
-        generated.frombytes(request.generated.cast("B"))
-        prefixes.frombytes(request.prefixes.cast("B"))
         uncached = model.fleet.uncached(worker, request)
         tokens += request.tokens
         cached_tokens += request.tokens - uncached
         worker.hold(request, number, uncached, now)
-        model.fleet.prefixes.grant(worker.lease, request.prefixes)
+        if request.names:
+            model.fleet.prefixes.grant(worker.lease, request.names)
         request.drop_arrays()
     model.fleet.update(worker)
     message = Grant(worker.lease, tuple(granted))
-    arrays = (memoryview(prompts), memoryview(generated), memoryview(prefixes))
     state.emit(ToWorker(worker.peer, message, arrays))
     state.record(
         "granted",
-        request_ids=", ".join(entry.request_id for entry in granted),
+        request_ids=", ".join([entry.request_id for entry in granted]),
         model=model.card.name,
         worker=worker.worker_id,
         spread=max(lengths) / min(lengths),
-        queue_seconds=tuple(entry.queue_seconds for entry in granted),
+        queue_seconds=tuple([entry.queue_seconds for entry in granted]),
         tokens=tokens,
         cached_tokens=cached_tokens,
     )
+
+
+def _arrays(cohort: list[Request]) -> tuple[Array, Array, Array]:
+    """Prompts, generated tokens and prefixes of a cohort, each one after another."""
+    if len(cohort) == 1:
+        (request,) = cohort
+        return request.prompt, request.generated, request.prefixes
+    prompts, generated, prefixes = array("I"), array("I"), array("Q")
+    for request in cohort:
+        prompts.frombytes(request.prompt.cast("B"))
+        generated.frombytes(request.generated.cast("B"))
+        prefixes.frombytes(request.prefixes.cast("B"))
+    return memoryview(prompts), memoryview(generated), memoryview(prefixes)
 
 
 def _granted(request: Request, now: float) -> GrantedRequest:

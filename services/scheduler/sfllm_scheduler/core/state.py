@@ -39,7 +39,7 @@ class PolicyValues(msgspec.Struct, frozen=True, kw_only=True):
 
     policy: str = "auto"
     max_queue_requests: int = 1024
-    max_overtakes: int = 10_000
+    max_overtakes: int = 1_000
     target_ttft_seconds: float = 2.0
     tenant_weights: tuple[tuple[str, float], ...] = ()
     tenant_requests_per_minute: int | None = None

@@ -112,16 +112,19 @@ def reserve(fleet: Fleet, suspect: Request, now: float) -> None:
     kept = [worker.reserved for worker in fleet.special.values() if worker.reserved is not None]
     if suspect in kept or len(kept) >= max(1, fleet.serving // RESERVED_SHARE):
         return
-    possible = [
-        worker
-        for worker in fleet.workers.values()
-        if worker.reserved is None
-        and not worker.draining
-        and not worker.probation
-        and worker.can_ever_run(suspect)
-    ]
-    if possible:
-        least = min(possible, key=lambda worker: worker.load)
+    ready = islice(fleet.by_load(), LOOKED_AT)
+    least = next((worker for worker in ready if worker.can_ever_run(suspect)), None)
+    if least is None:  # all are busy; then the whole fleet is looked at, but only until one is reserved
+        possible = (
+            worker
+            for worker in fleet.workers.values()
+            if worker.reserved is None
+            and not worker.draining
+            and not worker.probation
+            and worker.can_ever_run(suspect)
+        )
+        least = min(possible, key=lambda worker: worker.load, default=None)
+    if least is not None:
         least.reserved, least.reserved_since = suspect, now
         fleet.update(least)
 

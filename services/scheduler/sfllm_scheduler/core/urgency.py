@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from operator import attrgetter
+from sys import maxsize
 
 from sortedcontainers import SortedKeyList
 
@@ -56,13 +57,15 @@ class Alarms:
             self._heap = [entry for entry in self._heap if entry[2] in self._members]
             heapify(self._heap)
 
-    def due(self, now: float) -> Iterator[Request]:
-        """Take out those whose time has come."""
-        while self._heap and self._heap[0][0] <= now:
+    def due(self, now: float, most: int = maxsize) -> list[Request]:
+        """Take out those whose time has come, or so many of them."""
+        due: list[Request] = []
+        while self._heap and self._heap[0][0] <= now and len(due) < most:
             request = heappop(self._heap)[2]
             if request in self._members:
                 self._members.remove(request)
-                yield request
+                due.append(request)
+        return due
 
 
 class Pressed:
@@ -91,12 +94,13 @@ class Pressed:
     def discard(self, request: Request) -> None:
         """A request does not wait any more."""
         self._alarms.discard(request)
-        self._urgent.discard(request)
+        if self._urgent:
+            self._urgent.discard(request)
 
-    def urgent(self, now: float) -> Iterator[Request]:
+    def urgent(self, now: float) -> Sequence[Request]:
         """Those whose slack is nearly gone, least slack first."""
         for request in self._alarms.due(now):
             self._urgent.add(request)
         while self._urgent and self._urgent[0].latest_start < now:
             self._urgent.pop(0)
-        return iter(self._urgent)
+        return self._urgent

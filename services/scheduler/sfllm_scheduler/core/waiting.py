@@ -7,13 +7,13 @@ the length bands, of which there are at most some forty.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from heapq import heappop, heappush
 from itertools import islice
 from operator import attrgetter
 
-from sortedcontainers import SortedKeyList, SortedList
+from sortedcontainers import SortedKeyList
 
 from sfllm_scheduler.core.banded import Banded
 from sfllm_scheduler.core.lines import Line
@@ -25,6 +25,8 @@ COUNTED_PRIORITIES = 64
 """Priorities that are looked through to say how many requests go first; clients choose them freely."""
 
 LATE_AT_A_TIME = 64
+
+_band = attrgetter("band")
 
 
 class PriorityClass:
@@ -38,10 +40,10 @@ class PriorityClass:
         self._tenants = tenants
         self._tenant_of = tenant_of
         self.lines: dict[str, Line] = {}
-        self.on_time = Banded(attrgetter("band"))
-        self.late = Banded(attrgetter("band"))
-        self.parked: SortedList[tuple[float, str]] = SortedList()
-        self._by_served: SortedList[tuple[float, str]] = SortedList()
+        self.on_time = Banded(_band)
+        self.late = Banded(_band)
+        self.parked: list[tuple[float, str]] = []
+        self._by_served: list[tuple[float, str]] = []
         self._pressed = Pressed()
         self._becoming_late = Alarms()
         self.count = 0
@@ -69,7 +71,7 @@ class PriorityClass:
 
     def note_time(self, now: float) -> None:
         """Set apart who is late by now, not too many at a time: a burst becomes late all at once."""
-        for request in islice(self._becoming_late.due(now), LATE_AT_A_TIME):
+        for request in self._becoming_late.due(now, LATE_AT_A_TIME):
             line = self.line_of(request)
             self._change(line, request, line.on_time.remove)
             request.late = True
@@ -81,11 +83,11 @@ class PriorityClass:
         served = self._tenants.served(tenant)
         if line is None or line.served == served:
             return
-        self._by_served.remove((line.served, tenant))
-        self._by_served.add((served, tenant))
+        _drop(self._by_served, (line.served, tenant))
+        insort(self._by_served, (served, tenant))
         if line.parked:
-            self.parked.remove((line.served, tenant))
-            self.parked.add((served, tenant))
+            _drop(self.parked, (line.served, tenant))
+            insort(self.parked, (served, tenant))
         line.served = served
         if not line.parked and served > self._limit:
             self._park(line)
@@ -133,7 +135,10 @@ class PriorityClass:
 
     def urgent(self, now: float) -> Iterator[Request]:
         """Requests that must start now to be in time, least slack first; parked lines are left out."""
-        return (request for request in self._pressed.urgent(now) if not self.line_of(request).parked)
+        pressed = self._pressed.urgent(now)
+        if not pressed:
+            return iter(())
+        return (request for request in pressed if not self.line_of(request).parked)
 
     @property
     def _limit(self) -> float:
@@ -142,28 +147,28 @@ class PriorityClass:
     def _open_line(self, tenant: str) -> Line:
         least = self._by_served[0][0] if self._by_served else None
         line = self.lines[tenant] = Line(tenant, self._tenants.lift(tenant, least))
-        self._by_served.add((line.served, tenant))
+        insort(self._by_served, (line.served, tenant))
         if line.served > self._limit:
             self._park(line)
         return line
 
     def _close_line(self, line: Line) -> None:
         del self.lines[line.tenant]
-        self._by_served.remove((line.served, line.tenant))
+        _drop(self._by_served, (line.served, line.tenant))
         if line.parked:
-            self.parked.remove((line.served, line.tenant))
+            _drop(self.parked, (line.served, line.tenant))
         self._unpark_those_in_reach()
 
     def _park(self, line: Line) -> None:
         line.parked = True
-        self.parked.add((line.served, line.tenant))
+        insort(self.parked, (line.served, line.tenant))
         for late in (False, True):
             for head in line.banded(late=late).heads():
                 self.heads(late=late).remove(head)
 
     def _unpark(self, line: Line) -> None:
         line.parked = False
-        self.parked.remove((line.served, line.tenant))
+        _drop(self.parked, (line.served, line.tenant))
         for late in (False, True):
             for head in line.banded(late=late).heads():
                 self.heads(late=late).add(head)
@@ -190,6 +195,7 @@ class WaitingRequests:
     """Everything that waits for one model. The `suspects` among it are in no class, the most urgent first.
 
     `fair` keeps a line for each tenant; otherwise all stand in one. `weights` are the tenants' shares.
+    `ordinary_count` says how many are no suspects.
     """
 
     def __init__(self, *, fair: bool = False, weights: Mapping[str, float] | None = None) -> None:
@@ -199,8 +205,10 @@ class WaitingRequests:
             key=attrgetter("priority", "rank")
         )
         self.by_band: Counter[int] = Counter()
+        self.ordinary_count = 0
         self._fair = fair
         self._priorities: list[int] = []
+        self._spare: PriorityClass | None = None
         self._by_submission: dict[Key, Request] = {}
 
     def __len__(self) -> int:
@@ -208,11 +216,6 @@ class WaitingRequests:
 
     def __contains__(self, request: Request) -> bool:
         return self._by_submission.get(request.key) is request
-
-    @property
-    def ordinary_count(self) -> int:
-        """How many of them are no suspects."""
-        return len(self._by_submission) - len(self.suspects)
 
     def before(self, priority: int) -> int:
         """How many of them, at least, a new request of that priority would wait for."""
@@ -226,40 +229,44 @@ class WaitingRequests:
         if request.suspects:
             self.suspects.add(request)
             return
+        self.ordinary_count += 1
         self.by_band[request.band] += 1
-        if request.priority not in self.classes:
-            self.classes[request.priority] = PriorityClass(self.tenants, self._tenant_of)
+        group = self.classes.get(request.priority)
+        if group is None:
+            group = self._spare or PriorityClass(self.tenants, self._tenant_of)
+            self._spare = None
+            self.classes[request.priority] = group
             insort(self._priorities, request.priority)
-        self.classes[request.priority].add(request)
+        group.add(request)
 
     def remove(self, request: Request) -> None:
         """Take a request out: it was cancelled, expired or rejected."""
         self._take_out(request)
         group = self.classes.get(request.priority)
         if group is not None and not request.suspects:
-            self._drop_if_empty(request.priority)
             group.forget_overtakers(self._tenant_of(request))
+            self._drop_if_empty(request.priority)
 
     def grant(self, cohort: list[Request], max_overtakes: int) -> None:
         """Take a cohort, or a group of suspects, out; remember whom its members overtook, and charge them.
 
         Suspects neither overtake nor are overtaken: they go by other rules.
         """
-        passing: defaultdict[tuple[int, str], list[Rank]] = defaultdict(list)
+        passing: dict[tuple[int, str], list[Rank]] = {}
         for request in cohort:
             tenant = self._tenant_of(request)
             line = None if request.suspects else self.classes[request.priority].lines[tenant]
             self._take_out(request)
             self.tenants.charge(tenant, request)
             if line is not None and line.count:
-                passing[request.priority, tenant].append(request.rank)
+                passing.setdefault((request.priority, tenant), []).append(request.rank)
         for (priority, tenant), ranks in passing.items():
             group = self.classes[priority]
             if tenant in group.lines:
                 group.lines[tenant].note_granted(ranks, max_overtakes)
                 group.review(tenant)
-        for priority in {request.priority for request in cohort if not request.suspects}:
-            self._drop_if_empty(priority)
+        for request in cohort:
+            self._drop_if_empty(request.priority)
 
     def leads(self, request: Request) -> bool:
         """Whether an ordinary request that waits is the oldest of its line, with others behind it."""
@@ -286,7 +293,7 @@ class WaitingRequests:
         return iter(self._by_submission.values())
 
     def _tenant_of(self, request: Request) -> str:
-        return request.submit.tenant if self._fair else ""
+        return request.tenant if self._fair else ""
 
     def _adjust(self, request: Request, tokens: float) -> None:
         tenant = self._tenant_of(request)
@@ -300,15 +307,26 @@ class WaitingRequests:
         if request.suspects:
             self.suspects.remove(request)
             return
+        self.ordinary_count -= 1
         self.classes[request.priority].remove(request)
-        self.by_band[request.band] -= 1
-        if not self.by_band[request.band]:
+        left = self.by_band[request.band] - 1
+        if left:
+            self.by_band[request.band] = left
+        else:
             del self.by_band[request.band]
 
     def _drop_if_empty(self, priority: int) -> None:
-        if not self.classes[priority].count:
+        """Drop a class without requests, but keep one for the next request: to make one takes a while."""
+        group = self.classes.get(priority)
+        if group is not None and not group.count:
             del self.classes[priority]
             del self._priorities[bisect_left(self._priorities, priority)]
+            self._spare = group
+
+
+def _drop(places: list[tuple[float, str]], place: tuple[float, str]) -> None:
+    """Take one out of a sorted list."""
+    del places[bisect_left(places, place)]
 
 
 def _follow(following: list[tuple[Rank, Request, Iterator[Request]]], members: Iterator[Request]) -> None:

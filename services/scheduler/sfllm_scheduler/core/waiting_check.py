@@ -26,6 +26,7 @@ def check_waiting(name: str, waiting: WaitingRequests) -> None:
         total += group.count
     urgency = [(request.priority, request.rank) for request in waiting.suspects]
     _require(urgency == sorted(set(urgency)), f"{name}: suspects out of order")
+    _require(total - len(waiting.suspects) == waiting.ordinary_count, f"{name}: suspects are miscounted")
     _require(total == len(waiting), f"{name}: the queue's count is wrong")
     _require(bands == waiting.by_band, f"{name}: the counts of bands are wrong")
 

@@ -104,19 +104,21 @@ class Worker:
         return self.capacity.kv_tokens - self.used_kv_tokens
 
     @property
-    def has_room(self) -> bool:
-        """Whether anything could fit at all, and it has not enough to prefill already."""
+    def is_ready(self) -> bool:
+        """Whether some request may go to it.
+
+        It has a slot, some cache and less to prefill than its window, and it is not leaving, on trial or kept
+        free for a suspect.
+        """
         capacity = self.capacity
         return (
             self.used_slots < capacity.slots
-            and self.used_kv_tokens < capacity.kv_tokens
             and self.prefill.tokens < self.prefill_window
+            and self.used_kv_tokens < capacity.kv_tokens
+            and not self.draining
+            and not self.probation
+            and self.reserved is None
         )
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether any request may go to it: it is not leaving, on trial or kept free for a suspect."""
-        return not self.draining and not self.probation and self.reserved is None and self.has_room
 
     @property
     def load(self) -> float:
