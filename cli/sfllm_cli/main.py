@@ -14,6 +14,7 @@ from sfllm_cli.errors import CommandError
 _COMMANDS = {
     "serve": "serve a model on this machine: gateway, scheduler and worker processes",
     "chat": "talk to a served model in the terminal",
+    "batch": "answer a file of requests, and go on after an interruption",
     "bench": "measure a server: latency and throughput under load",
     "simulate": "a fleet of any size behind the real scheduler, in virtual time",
     "replay": "decide again what a scheduler's flight record tells of, and compare",

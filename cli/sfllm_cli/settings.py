@@ -162,6 +162,37 @@ class ChatSettings(ClientSettings, frozen=True, kw_only=True):
     seed: Annotated[int | None, Meta(description="the same seed gives the same answer")] = None
 
 
+class BatchSettings(ClientSettings, frozen=True, kw_only=True):
+    """The batch."""
+
+    model: Annotated[
+        str | None,
+        Meta(description="model to use in place of the one in each line; as the lines say if unset"),
+    ] = None
+    input: Annotated[str, Meta(description="file of requests, one JSON object a line; the first argument")]
+    output: Annotated[
+        str, Meta(description="file that answers are added to as they come; the second argument")
+    ]
+    errors: Annotated[
+        str | None,
+        Meta(description="file of what failed; the output with .errors before its last ending if unset"),
+    ] = None
+    retry_failed: Annotated[bool, Meta(description="try again what failed in earlier runs")] = True
+    concurrency: Annotated[int, Meta(ge=1, le=10000, description="most requests open at once")] = 64
+    timeout_seconds: Annotated[float, Meta(gt=0, description="a request that takes longer has failed")] = (
+        600.0
+    )
+    max_retries: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1000,
+            description="how often a request is sent again when the server is full or cannot be reached; "
+            "the wait doubles from half a second to 30 and is at least what Retry-After says",
+        ),
+    ] = 10
+
+
 class PullSettings(Settings, frozen=True, kw_only=True):
     """The model."""
 
@@ -171,6 +202,7 @@ class PullSettings(Settings, frozen=True, kw_only=True):
 SUBCOMMAND_SETTINGS: dict[str, type[Settings]] = {
     "serve": AllServeSettings,
     "chat": ChatSettings,
+    "batch": BatchSettings,
     "bench": BenchSettings,
     "simulate": SimulateSettings,
     "pull": PullSettings,

@@ -13,7 +13,7 @@ import msgspec
 from sfllm.config import ENV_PREFIX, Settings, options
 from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
 from sfllm_cli.bench_settings import BenchSettings
-from sfllm_cli.settings import ChatSettings, PullSettings, ServeSettings
+from sfllm_cli.settings import BatchSettings, ChatSettings, PullSettings, ServeSettings
 
 _SECTIONS: tuple[tuple[str, str, type[Settings]], ...] = (
     (
@@ -25,6 +25,7 @@ _SECTIONS: tuple[tuple[str, str, type[Settings]], ...] = (
     ("Scheduler", "`python -m sfllm_scheduler`: the queue in the middle.", SchedulerSettings),
     ("Worker", "`python -m sfllm_worker`: runs the model.", WorkerSettings),
     ("sfllm chat", "Talks to a served model in the terminal.", ChatSettings),
+    ("sfllm batch", "Answers a file of requests: [batch.md](batch.md).", BatchSettings),
     (
         "sfllm bench",
         "Measures servers: [benchmarking.md](benchmarking.md).",
