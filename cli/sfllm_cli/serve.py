@@ -59,15 +59,21 @@ def run(argv: Sequence[str]) -> int:
 
 
 async def _serve(settings: ServicesSettings, sockets: Path, gpus: Sequence[str], started: float) -> int:
-    url = local_url(settings.gateway.host, settings.gateway.port)
+    gateway = settings.gateway
+    url = local_url(gateway.host, gateway.port, "http" if gateway.tls_cert_file is None else "https")
+    # Of TLS nothing is checked here: the certificate is for the name that clients use, not for this machine.
+    connector = aiohttp.TCPConnector(ssl=False)
     specs = child_specs(settings, sockets, os.environ, _cores(), gpus)
     for spec, port in zip(specs, admin_ports(settings.serve, gpus), strict=False):
         print(f"{spec.name}: http://{settings.serve.admin_host}:{port}/metrics", flush=True)
     prefix = settings.serve.log_format == "text"
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PROBE_SECONDS)) as session:
+    timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
 
         async def announce() -> None:
-            _announce(url, await _first_model(session, url), time.monotonic() - started)
+            model = await _first_model(session, url, gateway.api_key)
+            key_needed = bool(gateway.api_key or gateway.api_key_file)
+            _announce(url, model, time.monotonic() - started, key_needed)
 
         supervisor = Supervisor(
             specs,
@@ -91,22 +97,29 @@ async def _probe(session: aiohttp.ClientSession, url: str) -> Problem:
         return f"the gateway does not answer: {error or type(error).__name__}"
 
 
-async def _first_model(session: aiohttp.ClientSession, url: str) -> str:
-    """The id of the served model, as clients name it."""
+async def _first_model(session: aiohttp.ClientSession, url: str, keys: Sequence[str]) -> str | None:
+    """The id of the served model, as clients name it. None if it takes a key that only clients have."""
+    headers = {"Authorization": f"Bearer {keys[0]}"} if keys else {}
     try:
-        async with session.get(f"{url}/v1/models") as response:
+        async with session.get(f"{url}/v1/models", headers=headers) as response:
+            if response.status == 401:
+                return None
             models = await response.json()
             return str(models["data"][0]["id"])
     except (aiohttp.ClientError, TimeoutError, ValueError, LookupError, TypeError) as error:
         raise CommandError(f"{url}/v1/models does not list the model: {error!r}") from error
 
 
-def _announce(url: str, model: str, seconds: float) -> None:
+def _announce(url: str, model: str | None, seconds: float, key_needed: bool) -> None:
     question = {"role": "user", "content": "Why is the sky blue?"}
-    body = json.dumps({"model": model, "max_tokens": 64, "messages": [question]})
-    curl = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    named = {} if model is None else {"model": model}
+    body = json.dumps({**named, "max_tokens": 64, "messages": [question]})
+    headers = "-H 'Content-Type: application/json'"
+    if key_needed:
+        headers += ' -H "Authorization: Bearer $SFLLM_API_KEY"'
+    curl = f"curl {url}/v1/chat/completions {headers} -d {shlex.quote(body)}"
     print(
-        f"\nsfllm serves {model} at {url} (ready after {seconds:.1f} s; Ctrl-C stops it)\n"
+        f"\nsfllm serves {model or 'its model'} at {url} (ready after {seconds:.1f} s; Ctrl-C stops it)\n"
         f"\nTry it:\n  {curl}\nor talk to it in another terminal:\n  {_command()} chat --url {url}\n",
         flush=True,
     )

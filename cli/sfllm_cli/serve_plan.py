@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from sfllm.config import ENV_PREFIX, Settings, to_arguments
+from sfllm.config import ENV_PREFIX, Settings, to_arguments, to_variables
 from sfllm.settings import CommonSettings, GatewaySettings, SchedulerSettings, WorkerSettings
 from sfllm_cli.child import ChildSpec
 from sfllm_cli.gpus import count_workers, gpu_of
@@ -71,7 +71,7 @@ def child_specs(
                 *to_arguments(msgspec.structs.replace(of_process, admin_port=port), cls),
             ),
             stop_rank,
-            environment | extra,
+            environment | extra | to_variables(of_process, cls),
         )
         for (name, module, of_process, cls, stop_rank, extra), port in zip(services, ports, strict=True)
     ]
@@ -113,7 +113,7 @@ def admin_ports(serve: ServeSettings, gpus: Sequence[str] = ()) -> list[int]:
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment for the services: without settings, which they get as flags.
+    """The environment for the services: without settings, which they get as flags but for secrets.
 
     A variable that stayed would win over a default, and so over a flag of `serve` whose
     value is the default. The model's files are here by now: a restart need not ask the hub.
@@ -126,10 +126,10 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {**kept, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def local_url(host: str, port: int) -> str:
+def local_url(host: str, port: int, scheme: str = "http") -> str:
     """The address at which this machine reaches a server that listens on `host`."""
     reachable = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+    return f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
 
 
 def _threads_each(workers: int, cores: int) -> int | None:

@@ -23,6 +23,9 @@ import yaml
 
 ENV_PREFIX = "SFLLM_"
 
+SECRET = {"secret": True}
+"""`Meta(extra=SECRET)` marks a setting that must not appear on a command line, where everyone can read it."""
+
 _ENV_ALIASES = {"SFLLM_MODEL_PATH": "SFLLM_MODEL"}
 
 T = TypeVar("T", bound="Settings")
@@ -40,6 +43,11 @@ class _Option(typing.NamedTuple):
     type: Any
     default: Any
     help: str
+    secret: bool
+
+    @property
+    def variable(self) -> str:
+        return ENV_PREFIX + self.name.upper()
 
     @property
     def flag(self) -> str:
@@ -58,11 +66,13 @@ def options(cls: type[Settings]) -> list[_Option]:
     for field in msgspec.structs.fields(cls):
         hint = hints[field.name]
         description = ""
+        secret = False
         if typing.get_origin(hint) is Annotated:
             metas = [meta for meta in hint.__metadata__ if isinstance(meta, msgspec.Meta)]
             description = next((meta.description for meta in metas if meta.description), "")
+            secret = any(meta.extra == SECRET for meta in metas)
             hint = hint.__origin__
-        found.append(_Option(field.name, groups[field.name], hint, field.default, description))
+        found.append(_Option(field.name, groups[field.name], hint, field.default, description, secret))
     return found
 
 
@@ -80,10 +90,12 @@ def parse(
     `known` are further settings whose keys a shared YAML file may contain.
     """
     parser = _parser(cls, prog, description)
+    arguments = list(sys.argv[1:] if argv is None else argv)
     namespace = parser.parse_args(
-        args=list(sys.argv[1:] if argv is None else argv),
+        args=arguments,
         env_vars=_normalised(os.environ if environ is None else environ),
     )
+    _warn_of_secrets(cls, arguments)
     values = vars(namespace)
     config = values.pop("config")
     if config:
@@ -92,11 +104,14 @@ def parse(
 
 
 def to_arguments(settings: Settings, cls: type[Settings]) -> list[str]:
-    """The command line that gives a process of `cls` the values that `settings` shares with it."""
+    """The command line that gives a process of `cls` the values that `settings` shares with it.
+
+    Secrets are not on it: see `to_variables`.
+    """
     arguments: list[str] = []
     for option in options(cls):
         value = getattr(settings, option.name, None)
-        if value is None or (value == option.default):
+        if value is None or value == option.default or option.secret:
             continue
         if isinstance(value, bool):
             arguments.append(option.flag if value else f"--no-{option.flag[2:]}")
@@ -105,6 +120,18 @@ def to_arguments(settings: Settings, cls: type[Settings]) -> list[str]:
         else:
             arguments.append(f"{option.flag}={value}")
     return arguments
+
+
+def to_variables(settings: Settings, cls: type[Settings]) -> dict[str, str]:
+    """The environment variables that give a process of `cls` the secrets that `settings` shares with it."""
+    values = {
+        option.variable: getattr(settings, option.name, None) for option in options(cls) if option.secret
+    }
+    return {
+        name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for name, value in values.items()
+        if value
+    }
 
 
 class _SettingsFile(configargparse.YAMLConfigFileParser):  # type: ignore[misc] # it has no types
@@ -142,14 +169,13 @@ def _parser(cls: type[Settings], prog: str, description: str) -> configargparse.
 
 
 def _add(group: Any, option: _Option) -> None:
-    env_var = ENV_PREFIX + option.name.upper()
     required = option.default is msgspec.NODEFAULT
     shown = "" if required or option.default in (None, "", ()) else f", default {_shown(option.default)}"
     keywords: dict[str, Any] = {
         "dest": option.name,
-        "env_var": env_var,
+        "env_var": option.variable,
         "default": None if required else option.default,
-        "help": f"{option.help} [{env_var}{shown}]".replace("%", "%%"),
+        "help": f"{option.help} [{option.variable}{shown}]".replace("%", "%%"),
     }
     base = _without_none(option.type)
     if base is bool:
@@ -176,6 +202,14 @@ def _convert(parser: argparse.ArgumentParser, cls: type[T], values: dict[str, An
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$.")
         parser.error(f"--{path.rstrip('`').replace('_', '-')}: {text[0].lower()}{text[1:]}" if path else text)
+
+
+def _warn_of_secrets(cls: type[Settings], arguments: Sequence[str]) -> None:
+    given = {argument.partition("=")[0] for argument in arguments}
+    for option in options(cls):
+        if option.secret and option.flag in given:
+            text = f"{option.flag}: everyone on this machine can read it there; set {option.variable} instead"
+            print(f"warning: {text}", file=sys.stderr)
 
 
 def _check_keys(parser: argparse.ArgumentParser, path: Path, known: Sequence[type[Settings]]) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import psutil
 import requests
@@ -25,7 +25,9 @@ def free_port() -> int:
 class GatewayProcess:
     """A real gateway process in front of a fake scheduler."""
 
-    def __init__(self, scheduler: FakeScheduler, *flags: str) -> None:
+    def __init__(
+        self, scheduler: FakeScheduler, *flags: str, variables: Mapping[str, str] | None = None
+    ) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         # To a file: a pipe that nobody reads would stop the process one day.
@@ -37,7 +39,8 @@ class GatewayProcess:
                 f"--asset-address={scheduler.asset_address}",
                 *("--log-format=json", "--connect-wait-seconds=0", *flags),
             ],
-            env={key: value for key, value in os.environ.items() if not key.startswith("SFLLM_")},
+            env={key: value for key, value in os.environ.items() if not key.startswith("SFLLM_")}
+            | dict(variables or {}),
             stderr=self._log,
         )
 

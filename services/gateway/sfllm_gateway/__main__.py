@@ -23,8 +23,8 @@ def main() -> int:
     logs.setup("gateway", settings.log_level, settings.log_format)
     try:
         uvloop.run(serve(settings))
-    except OSError as error:
-        print(f"gateway: cannot listen on {settings.host}:{settings.port}: {error}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        print(f"gateway: cannot serve at {settings.host}:{settings.port}: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sfllm.errors import ErrorCode, ServiceError
@@ -28,7 +29,9 @@ from sfllm_gateway.http_io import (
     read_body,
     send_error,
 )
+from sfllm_gateway.keys import ApiKeys
 from sfllm_gateway.openai.responses import model_json
+from sfllm_gateway.tenant import KeyCheck
 from sfllm_gateway.text_api import DetokenizeRequest, TokenizeRequest
 from sfllm_gateway.version import VERSION
 
@@ -36,6 +39,10 @@ METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"}
 
 CLIENT_GONE = 499
 """The status that nobody sees, of a request whose client left before it was read (as nginx counts it)."""
+
+
+EXPOSED_HEADERS = ("X-Request-Id", "Retry-After", "X-Sfllm-Ignored-Fields")
+"""What a page of another origin may read of an answer's head, beside what every page may."""
 
 
 class GenerationResponse(Response):
@@ -57,8 +64,8 @@ class GenerationResponse(Response):
         await serve_generation(self._state, self._endpoint, scope, receive, direct)
 
 
-def build(state: GatewayState) -> ASGIApp:
-    """The application of a gateway."""
+def build(state: GatewayState, keys: ApiKeys) -> ASGIApp:
+    """The application of a gateway that lets in who has one of `keys`."""
     app = FastAPI(title="sfllm", version=VERSION, redoc_url=None, redirect_slashes=False)
     app.add_exception_handler(ServiceError, _answer_failure)
     app.add_exception_handler(HTTPException, _answer_failure)
@@ -77,7 +84,20 @@ def build(state: GatewayState) -> ASGIApp:
     _add_info(app, state)
     types = [endpoint.request_type for endpoint in ENDPOINTS]
     openapi.install(app, [*types, TokenizeRequest, DetokenizeRequest])
-    return HttpFront(app, state)
+    return HttpFront(_with_cors(KeyCheck(app, keys), state.settings.cors_origins), state)
+
+
+def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """Lets pages of these origins read the answers, refusals included."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["*"],
+        expose_headers=EXPOSED_HEADERS,
+    )
 
 
 def _add_generation(app: FastAPI, state: GatewayState, endpoint: Endpoint) -> None:

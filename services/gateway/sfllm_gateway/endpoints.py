@@ -30,7 +30,6 @@ from sfllm_gateway.openai.fields import StreamOptions, TextFields
 from sfllm_gateway.openai.responses import AnswerForm
 from sfllm_gateway.openai.token_json import TokenNames
 from sfllm_gateway.session import Session, SessionContext
-from sfllm_gateway.tenant import tenant_of
 from sfllm_gateway.tokenize import TextPool
 
 log = structlog.get_logger()
@@ -216,7 +215,7 @@ async def _serve_client(
     endpoint.check(request)
     model = await client.wait_for(state.model_to_serve(request.model))
     generation = await client.wait_for(endpoint.prepare(request, model, state.pool))
-    generation = generation._replace(tenant=tenant_of(scope))
+    generation = generation._replace(tenant=scope["state"]["tenant"])
     request_id = scope["state"]["request_id"]
     answer = endpoint.answer(request, generation, endpoint.id_prefix + request_id, arrived)
     headers = _ignored_header(state, ignored)

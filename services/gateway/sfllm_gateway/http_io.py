@@ -96,7 +96,9 @@ def error_json(error: ServiceError) -> bytes:
 
 
 def error_headers(error: ServiceError) -> Headers:
-    """The headers of an error answer: how long to wait, where that helps."""
+    """The headers of an error answer: how long to wait or what to present, where that helps."""
+    if error.code is ErrorCode.INVALID_API_KEY:
+        return (*JSON_HEADERS, (b"www-authenticate", b"Bearer"))
     if error.retry_after_seconds is None:
         return JSON_HEADERS
     seconds = max(1, math.ceil(error.retry_after_seconds))

@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import signal
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
 
@@ -22,6 +23,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from sfllm.errors import ErrorCode, ServiceError
+from sfllm.settings import GatewaySettings
 from sfllm_gateway.connection import Connection
 from sfllm_gateway.endpoints import GatewayState
 
@@ -29,6 +31,9 @@ SEND_BUFFER_BYTES = 64 * 2**10
 """What the kernel keeps for a client that does not read; unset it would be megabytes each."""
 
 BACKLOG = 2048
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Of TLS 1.2, those with forward secrecy and authenticated encryption; TLS 1.3 has no others."""
+
 FAREWELL_SECONDS = 1.0
 HANDSHAKE_SECONDS = 0.2
 """A connection whose handshake has begun is there after so long, or its client tries again."""
@@ -62,6 +67,19 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def check_certificate(settings: GatewaySettings) -> None:
+    """Raise ValueError, in words for the operator, for a certificate or a key that cannot be used."""
+    if settings.tls_cert_file is None:
+        return
+    try:
+        # An encrypted key would have its password asked for at a terminal that may not be there.
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            settings.tls_cert_file, settings.tls_key_file, password=lambda: b""
+        )
+    except OSError as error:
+        raise ValueError(f"--tls-cert-file and --tls-key-file: {error}") from error
 
 
 def refuse_new(listener: socket.socket) -> None:
@@ -107,6 +125,9 @@ class HttpServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
+                ssl_certfile=settings.tls_cert_file,
+                ssl_keyfile=settings.tls_key_file,
+                ssl_ciphers=CIPHERS,
                 timeout_keep_alive=75,
                 timeout_graceful_shutdown=int(settings.drain_seconds + 2 * FAREWELL_SECONDS),
             )
@@ -165,7 +186,7 @@ class HttpServer(uvicorn.Server):
         for connection in accepted:
             connection.setblocking(False)
             try:
-                await loop.connect_accepted_socket(self._protocol, connection)
+                await loop.connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
             except OSError as error:  # its client left
                 log.debug("connection lost before it was served", reason=str(error))
                 connection.close()

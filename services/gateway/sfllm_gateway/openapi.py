@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from sfllm.errors import HTTP_ERRORS
 from sfllm_gateway.client import TIMEOUT_HEADER
+from sfllm_gateway.tenant import OPEN_PATHS
 
 REFERENCE = "#/components/schemas/{name}"
 
@@ -33,6 +34,7 @@ ERROR_SCHEMA: dict[str, Any] = {
 
 _MEANINGS = {
     400: "The request is malformed, out of bounds, or longer than the model's context",
+    401: "No API key where one is needed, or one that is not known; see WWW-Authenticate",
     404: "No such model or path",
     405: "The path does not answer this method",
     413: "The body is larger than the limit",
@@ -78,6 +80,13 @@ TIMEOUT_PARAMETER: dict[str, Any] = {
 }
 
 
+def _add_refusals(paths: dict[str, Any]) -> None:
+    """Whatever needs a key may be refused."""
+    for path, methods in paths.items():
+        for operation in methods.values() if path not in OPEN_PATHS else ():
+            operation["responses"] |= {str(status): text for status, text in error_responses(401).items()}
+
+
 def install(app: FastAPI, types: Sequence[type[msgspec.Struct]]) -> None:
     """Add the schemas of request bodies to the document that FastAPI makes of `app`."""
     original = app.openapi
@@ -88,6 +97,7 @@ def install(app: FastAPI, types: Sequence[type[msgspec.Struct]]) -> None:
         if "Error" not in schemas:
             schemas |= msgspec.json.schema_components(types, ref_template=REFERENCE)[1]
             schemas["Error"] = ERROR_SCHEMA
+            _add_refusals(made["paths"])
         return made
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend it

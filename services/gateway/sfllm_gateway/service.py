@@ -13,7 +13,8 @@ from sfllm_gateway import app
 from sfllm_gateway.assets import AssetLinks
 from sfllm_gateway.changes import Changes
 from sfllm_gateway.endpoints import GatewayState
-from sfllm_gateway.http_server import listen, serve_http
+from sfllm_gateway.http_server import check_certificate, listen, serve_http
+from sfllm_gateway.keys import ApiKeys
 from sfllm_gateway.links import SchedulerLinks
 from sfllm_gateway.metrics import GatewayMetrics, LoopDelayProbe
 from sfllm_gateway.models import ModelRegistry
@@ -24,8 +25,15 @@ log = structlog.get_logger()
 
 
 async def serve(settings: GatewaySettings) -> None:
-    """Run a gateway until SIGTERM or SIGINT, then finish what is open and leave."""
+    """Run a gateway until SIGTERM or SIGINT, then finish what is open and leave.
+
+    Raises OSError or ValueError for a port, a certificate or a file of keys that cannot be used.
+    """
+    keys = ApiKeys(settings.api_key, settings.api_key_file)
+    check_certificate(settings)
     listener = listen(settings.host, settings.port)
+    if not keys.needed:
+        log.info("no API keys are set: whoever reaches this port may use it")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     identity = random_identity(b"g-")
     metrics = GatewayMetrics(Metrics(settings.metrics_prefix))
@@ -53,7 +61,7 @@ async def serve(settings: GatewaySettings) -> None:
                 unready=state.problem,
             )
         registry.start()
-        await serve_http(app.build(state), state, listener)
+        await serve_http(app.build(state, keys), state, listener)
     finally:
         listener.close()
         probe.close()
