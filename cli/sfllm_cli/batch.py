@@ -133,11 +133,13 @@ class _Batch:
             with BatchProgress(Console(stderr=True), self._tally) as progress:
 
                 def take(request: BatchRequest, outcome: Outcome) -> None:
-                    self._tally.retries = sender.retries
                     self._keep(request, outcome)
                     progress.show(time.monotonic())
 
-                await sender.send_all(requests, settings.concurrency, take)
+                try:
+                    await sender.send_all(requests, settings.concurrency, take)
+                finally:
+                    self._tally.retries = sender.retries
 
     def _keep(self, request: BatchRequest, outcome: Outcome) -> None:
         """Without a pause between file and tally: what is counted is kept, whenever a signal comes."""

@@ -33,8 +33,9 @@ class BatchOutput:
         """
         self._output_path, self._errors_path = output, errors
         self._errors: BinaryIO | None = None
+        self._refused = ""
         try:
-            self._output: BinaryIO = output.open("ab")
+            self._output: BinaryIO = output.open("ab", buffering=0)
         except OSError as error:
             raise BatchFileError(f"cannot write {output}: {error.strerror}") from error
         try:
@@ -68,19 +69,26 @@ class BatchOutput:
                 self._errors.close()
 
     def add(self, value: Result) -> None:
-        """Append a result to the file where it belongs. Raises `CommandError` when the disk refuses it."""
+        """Append a result to the file where it belongs. Raises `CommandError` when the disk refuses it.
+
+        Then nothing is added any more: only a last line may be torn.
+        """
         path = self._errors_path if value.failed else self._output_path
+        if self._refused:
+            raise CommandError(self._refused)
         try:
             if not value.failed:
                 file = self._output
             elif self._errors is None:
-                file = self._errors = self._errors_path.open("ab")
+                file = self._errors = self._errors_path.open("ab", buffering=0)
             else:
                 file = self._errors
-            file.write(result_line(value))
-            file.flush()
+            left = memoryview(result_line(value))
+            while left:
+                left = left[file.write(left) :]
         except OSError as error:
-            raise CommandError(f"cannot write {path}: {error.strerror}") from error
+            self._refused = f"cannot write {path}: {error.strerror}. Run the same command again to go on"
+            raise CommandError(self._refused) from error
 
     def sync(self) -> None:
         """Wait until the disk has what was added, so that not even a power cut loses it.

@@ -389,6 +389,20 @@ def test_files_that_cannot_be_used_are_told_before_anything_is_sent_or_written(t
     assert server.prompts == []
 
 
+def test_a_disk_that_is_full_ends_the_run_and_the_next_goes_on(tmp_path: Path) -> None:
+    files = Files(tmp_path, 40)
+    with running(FaultyServer()) as server:
+        # Files may grow to 2048 bytes, which is inside of a line.
+        limited = ["bash", "-c", 'ulimit -f 2; exec "$@"', "bash", *files.command(server.url)]
+        finished = subprocess.run(limited, capture_output=True, text=True, timeout=WAIT_SECONDS, check=False)
+        assert finished.returncode == 1
+        assert f"cannot write {files.output}: File too large" in finished.stderr
+        assert "Traceback" not in finished.stderr
+        assert files.output.stat().st_size == 2048
+        assert files.run(server.url).returncode == 0
+    files.check_complete()
+
+
 def test_two_runs_cannot_write_the_same_output(tmp_path: Path) -> None:
     async def never(request: web.Request, _prompt: str, _attempt: int) -> None:
         await asyncio.Event().wait()

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from sfllm_cli import batch_files
 from sfllm_cli.batch import positional_files
@@ -25,6 +26,7 @@ from sfllm_cli.batch_files import (
     result_line,
     with_model,
 )
+from sfllm_cli.batch_progress import BatchProgress, Tally
 from sfllm_cli.batch_sending import LONGEST_WAIT_SECONDS, retry_after_seconds, wait_seconds
 
 CHAT = "/v1/chat/completions"
@@ -167,3 +169,32 @@ def test_the_two_files_may_stand_anywhere_among_the_flags() -> None:
     meant = ["--url", "u", "--input", "in", "--no-retry-failed", "--output", "out", "--model=m"]
     assert positional_files(["--url", "u", "in", "--no-retry-failed", "out", "--model=m"]) == meant
     assert positional_files(["in", "out", "more"]) == ["--input", "in", "--output", "out", "more"]
+
+
+def shown(*, terminal: bool) -> str:
+    """What is told of a batch of four, ten seconds apart each."""
+    text = io.StringIO()
+    tally = Tally(4, 0, 0, started=100.0)
+    with BatchProgress(Console(file=text, force_terminal=terminal, width=120), tally) as progress:
+        for index in range(4):
+            tally.add(result(str(index), Answer(200, "", msgspec.Raw(b'{"usage":{"output_tokens":60}}'))))
+            progress.show(110.0 + index * 10)
+    return text.getvalue()
+
+
+def test_progress_is_a_line_now_and_then_unless_somebody_watches() -> None:
+    assert shown(terminal=False) == "3 of 4 ended, 0 failed, 0.1 requests/s, 6 output tokens/s\n"
+    assert "4/4" in shown(terminal=True)
+
+
+def test_use_is_counted_whatever_the_answer_looks_like() -> None:
+    tally = Tally(5, 0, 0, started=0.0)
+    for body in (
+        b'{"usage":{"prompt_tokens":1,"completion_tokens":2}}',
+        b'{"usage":{"input_tokens":10,"output_tokens":20}}',
+        b'{"usage":null}',
+        b"[]",
+    ):
+        tally.add(result("x", Answer(200, "", msgspec.Raw(body))))
+    tally.add(result("x", Answer(500, "", msgspec.Raw(b'{"usage":{"prompt_tokens":100}}'))))
+    assert (tally.answered, tally.failed, tally.prompt_tokens, tally.output_tokens) == (4, 1, 11, 22)
