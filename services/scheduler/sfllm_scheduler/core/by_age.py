@@ -44,7 +44,7 @@ class ByAge:
     def add(self, request: Request) -> None:
         """Put a request in its place."""
         requests = self._requests
-        if not len(self) or requests[-1].rank < request.rank:
+        if len(requests) == self._start or requests[-1].rank < request.rank:
             requests.append(request)
         else:
             insort(requests, request, lo=self._start, key=_rank)

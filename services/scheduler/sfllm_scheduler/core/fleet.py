@@ -165,30 +165,29 @@ class Fleet:
         other = self._first_that_fits(request, self._ready) or self._first_that_fits(request, self._aside)
         if not by_prefix or not request.names:
             return other
-        options = [] if other is None else [other]
-        options += (worker for worker in self._ready_holders(request) if worker is not other)
+        options = [] if other is None else [(other, self.uncached(other, request))]
+        options += ((worker, left) for worker, left in self._ready_holders(request) if worker is not other)
         if len(options) < 2:
-            return options[0] if options else None
+            return options[0][0] if options else None
         last = request.submit.last_worker
-        return min(options, key=lambda worker: (worker.worker_id == last, self._cost(worker, request)))
+        return min(options, key=lambda option: (option[0].worker_id == last, _cost(*option)))[0]
 
     def places(self) -> tuple[list[Place], list[Place]]:
         """The ready workers' places, and those of workers that were set aside."""
         self._settle()
         return list(self._ready), list(self._aside)
 
-    def _cost(self, worker: Worker, request: Request) -> float:
-        return worker.load + worker.speed.prefill_token * self.uncached(worker, request)
-
-    def _ready_holders(self, request: Request) -> Iterator[Worker]:
+    def _ready_holders(self, request: Request) -> Iterator[tuple[Worker, int]]:
+        """Workers that have most of a request and room for it, with the tokens that they lack."""
         names = request.names
         length = self.prefixes.longest(names)
         if length:
+            left = request.tokens - CHUNK_TOKENS * length
             for lease in islice(self.prefixes.holders(names[length - 1]), HOLDERS):
                 if lease in self._places:
                     worker = self._by_lease[lease]
                     if _fits(worker, request):
-                        yield worker
+                        yield worker, left
 
     def _first_that_fits(self, request: Request, places: list[Place]) -> Worker | None:
         last = None
@@ -234,8 +233,14 @@ class Fleet:
 
 
 def _fits(worker: Worker, request: Request) -> bool:
+    capacity = worker.capacity
     return (
-        worker.can_ever_run(request)
-        and worker.slots_for(request) <= worker.free_slots
-        and worker.charge(request) <= worker.free_kv_tokens
+        request.longest < worker.context_limit
+        and min(request.slots, capacity.slots) <= capacity.slots - worker.used_slots
+        and min(request.kv_tokens, capacity.kv_tokens) <= capacity.kv_tokens - worker.used_kv_tokens
     )
+
+
+def _cost(worker: Worker, uncached: int) -> float:
+    """Seconds that so many tokens take there, behind what is there already."""
+    return worker.load + worker.speed.prefill_token * uncached

@@ -61,6 +61,7 @@ def _check_worker(state: State, worker: Worker) -> None:
 def _check_choices(request: Request) -> None:
     """What is open, and whether the fingerprints are kept right."""
     _require(bool(request.open), f"nothing of {request.key} is open")
+    _require(request.mark == _digest([request]), f"{request.key}: the mark is wrong")
     for choice, fingerprint in request.open.items():
         name = OpenChoice(*request.key, request.submit.attempt, choice)
         _require(fingerprint == digest([name]), f"{name}: the fingerprint is wrong")

@@ -9,22 +9,19 @@ FORGET_TOKENS = 100_000.0
 
 
 class _Rate:
-    """Seconds a token, weighted towards the latest ones."""
+    """Seconds a token, weighted towards the latest ones; 0 while nothing is known."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
         self._tokens = 0.0
-
-    @property
-    def seconds_per_token(self) -> float:
-        """0 while nothing is known."""
-        return self._seconds / self._tokens if self._tokens else 0.0
+        self.seconds_per_token = 0.0
 
     def note(self, tokens: int, seconds: float) -> None:
         """So many tokens took so long; what cannot be right is left out."""
         if tokens > 0 and isfinite(seconds) and seconds >= 0.0:
             self._seconds += seconds
             self._tokens += tokens
+            self.seconds_per_token = self._seconds / self._tokens
             if self._tokens >= FORGET_TOKENS:
                 self._seconds /= 2
                 self._tokens /= 2

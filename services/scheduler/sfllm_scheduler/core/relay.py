@@ -93,7 +93,7 @@ def beat(state: State, worker: Worker, message: WorkerBeat, arrays: Sequence[Arr
         worker.prefill.arrived(next(reversed(worker.holds.values())).grant)
     model = state.models.get(worker.card.name)
     if model is not None and worker.peer in model.workers:
-        model.fleet.prefixes.beat(worker.lease, arrays[0])
+        model.fleet.prefixes.beat(worker.lease, arrays[0].tolist())
         state.worker_changed(worker)
 
 

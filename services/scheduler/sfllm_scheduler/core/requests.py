@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from math import inf
+from operator import xor
 from typing import NamedTuple
 
 import msgspec
@@ -52,8 +54,9 @@ class Request:
     time, and `charged` what its tenant has been charged for it. From `late_at` on its first token will be
     later than wished for, and it is `late`.
     `submitted` is when this attempt came, `rank` when the first one did. Times are in seconds.
-    `open` has the fingerprint of each choice that has not ended; `closed` says how many lists the
-    gateway had been asked for when a choice ended, and `asked` when the request was admitted.
+    `open` has the fingerprint of each choice that has not ended, and `mark` is all of them in a digest;
+    `closed` says how many lists the gateway had been asked for when a choice ended, and `asked` when the
+    request was admitted.
     """
 
     __slots__ = (
@@ -69,6 +72,7 @@ class Request:
         "late_at",
         "latest_start",
         "longest",
+        "mark",
         "model",
         "names",
         "open",
@@ -117,7 +121,15 @@ class Request:
         self.open = {
             choice: fingerprint(OpenChoice(*key, submit.attempt, choice)) for choice in submit.choices
         }
+        self.mark = reduce(xor, self.open.values())
         self.closed: dict[int, int] = {}
+
+    def close(self, choice: int, asked: int) -> int:
+        """A choice has ended when its gateway had been asked for so many lists. Its fingerprint."""
+        fingerprint = self.open.pop(choice)
+        self.mark ^= fingerprint
+        self.closed[choice] = asked
+        return fingerprint
 
     def expect_uncached(self, tokens: int) -> None:
         """Set how many tokens the best worker would have to compute. Only before it is in a queue."""

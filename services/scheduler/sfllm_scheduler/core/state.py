@@ -28,7 +28,7 @@ from sfllm_scheduler.core.pace import Pace
 from sfllm_scheduler.core.rate_limits import RateLimits
 from sfllm_scheduler.core.requests import Key, Rank, Request
 from sfllm_scheduler.core.waiting import WaitingRequests
-from sfllm_scheduler.core.workers import HoldKey, Worker, mark_of
+from sfllm_scheduler.core.workers import HoldKey, Worker
 
 MAX_MODELS = 256
 MAX_RECENT = 8192
@@ -166,7 +166,7 @@ class State:
         model = self.models[request.model]
         gateway = self.gateways[request.key.gateway]
         gateway.requests[request.key.handle] = request
-        gateway.digest ^= mark_of(request)
+        gateway.digest ^= request.mark
         request.asked = gateway.asked
         model.waiting.add(request)
         model.fleet.note_arrival(request)
@@ -176,8 +176,7 @@ class State:
     def close_choice(self, request: Request, choice: int) -> None:
         """One of several open choices has ended."""
         gateway = self.gateways[request.key.gateway]
-        fingerprint = request.open.pop(choice)
-        request.closed[choice] = gateway.asked
+        fingerprint = request.close(choice, gateway.asked)
         gateway.digest ^= fingerprint
         if request.worker is not None:
             self.workers[request.worker].digest ^= fingerprint
@@ -186,7 +185,7 @@ class State:
         """Take a live request out of the tables. A worker that has it is told to cancel it."""
         gateway = self.gateways[request.key.gateway]
         del gateway.requests[request.key.handle]
-        gateway.digest ^= mark_of(request)
+        gateway.digest ^= request.mark
         attempt = request.submit.attempt
         self.deadlines.discard(request.key, attempt)
         self.remember(request.key, attempt, request.rank, now)

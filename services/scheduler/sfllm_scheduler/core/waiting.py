@@ -54,7 +54,7 @@ class PriorityClass:
         line = self.lines.get(tenant)
         if line is None:
             line = self._open_line(tenant)
-        self._change(line, request, line.add)
+        self._add_to(line, request, line.add)
         self._pressed.add(request)
         self._becoming_late.add(request.late_at, request)
         self.count += 1
@@ -62,7 +62,7 @@ class PriorityClass:
     def remove(self, request: Request) -> None:
         """Take a request out."""
         line = self.line_of(request)
-        self._change(line, request, line.remove)
+        self._remove_from(line, request, line.remove)
         self._pressed.discard(request)
         self._becoming_late.discard(request)
         self.count -= 1
@@ -73,9 +73,9 @@ class PriorityClass:
         """Set apart who is late by now, not too many at a time: a burst becomes late all at once."""
         for request in self._becoming_late.due(now, LATE_AT_A_TIME):
             line = self.line_of(request)
-            self._change(line, request, line.on_time.remove)
+            self._remove_from(line, request, line.on_time.remove)
             request.late = True
-            self._change(line, request, line.late.add)
+            self._add_to(line, request, line.late.add)
 
     def review(self, tenant: str) -> None:
         """What a tenant was served has changed: give its line its new place."""
@@ -177,16 +177,25 @@ class PriorityClass:
         while self.parked and self.parked[0][0] <= self._limit:
             self._unpark(self.lines[self.parked[0][1]])
 
-    def _change(self, line: Line, request: Request, change: Callable[[Request], None]) -> None:
-        """Add a request to its band of a line, or remove it, and keep the band's head right."""
-        band = line.banded(late=request.late)
-        before = band.first(request.band)
-        change(request)
-        after = band.first(request.band)
-        if before is not after and not line.parked:
+    def _add_to(self, line: Line, request: Request, add: Callable[[Request], None]) -> None:
+        """Add a request to a line, and keep the head of its band right."""
+        before = line.banded(late=request.late).first(request.band)
+        add(request)
+        if (before is None or request.rank < before.rank) and not line.parked:
             heads = self.heads(late=request.late)
             if before is not None:
                 heads.remove(before)
+            heads.add(request)
+
+    def _remove_from(self, line: Line, request: Request, remove: Callable[[Request], None]) -> None:
+        """Remove a request from a line, and keep the head of its band right."""
+        band = line.banded(late=request.late)
+        was_head = band.first(request.band) is request
+        remove(request)
+        if was_head and not line.parked:
+            heads = self.heads(late=request.late)
+            heads.remove(request)
+            after = band.first(request.band)
             if after is not None:
                 heads.add(after)
 

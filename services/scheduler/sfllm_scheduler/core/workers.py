@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import xor
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -174,7 +172,7 @@ class Worker:
         self.used_slots += hold.slots
         self.used_kv_tokens += hold.kv_tokens
         self.prefill.charge(grant, tokens)
-        self.digest ^= mark_of(request)
+        self.digest ^= request.mark
         if self.used_slots > self.capacity.slots or self.free_kv_tokens < 0:
             raise InvariantError(f"worker {self.worker_id} was granted more than it has room for")
 
@@ -185,11 +183,5 @@ class Worker:
         self.used_slots -= hold.slots
         self.used_kv_tokens -= hold.kv_tokens
         self.prefill.discharge(hold.grant, hold.prefill_tokens)
-        self.digest ^= mark_of(hold.request)
+        self.digest ^= hold.request.mark
         return hold
-
-
-def mark_of(request: Request) -> int:
-    """What its open choices are in a digest. Most requests have one."""
-    marks = request.open.values()
-    return next(iter(marks)) if len(marks) == 1 else reduce(xor, marks, 0)
