@@ -26,8 +26,10 @@ from sfllm_cli.batch_files import (
     result_line,
     with_model,
 )
+from sfllm_cli.batch_output import BatchOutput
 from sfllm_cli.batch_progress import BatchProgress, Tally
 from sfllm_cli.batch_sending import LONGEST_WAIT_SECONDS, retry_after_seconds, wait_seconds
+from sfllm_cli.errors import CommandError
 
 CHAT = "/v1/chat/completions"
 
@@ -198,3 +200,13 @@ def test_use_is_counted_whatever_the_answer_looks_like() -> None:
         tally.add(result("x", Answer(200, "", msgspec.Raw(body))))
     tally.add(result("x", Answer(500, "", msgspec.Raw(b'{"usage":{"prompt_tokens":100}}'))))
     assert (tally.answered, tally.failed, tally.prompt_tokens, tally.output_tokens) == (4, 1, 11, 22)
+
+
+def test_after_a_write_that_failed_nothing_follows_what_may_be_half_a_line(tmp_path: Path) -> None:
+    answer = result("a", Answer(200, "", msgspec.Raw(b"{}")))
+    with BatchOutput(tmp_path / "out", tmp_path / "no" / "errors", {"a", "b"}, retry_failed=True) as output:
+        with pytest.raises(CommandError, match="errors: No such file"):
+            output.add(result("b", Failure("timeout", "too long")))
+        with pytest.raises(CommandError, match="errors: No such file"):
+            output.add(answer)
+    assert (tmp_path / "out").read_bytes() == b""
