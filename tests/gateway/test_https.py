@@ -138,6 +138,22 @@ def test_a_gateway_that_leaves_ends_what_it_streams(https: GatewayProcess, certi
     assert "Traceback" not in log
 
 
+def test_who_connects_while_a_gateway_leaves_is_served_and_who_says_nothing_does_not_hold_it(
+    https: GatewayProcess, certificate: Certificate
+) -> None:
+    https.process.send_signal(signal.SIGSTOP)  # the kernel alone takes connections in
+    plain = socket.create_connection(("127.0.0.1", https.port), timeout=20)
+    silent = socket.create_connection(("127.0.0.1", https.port), timeout=20)
+    https.process.send_signal(signal.SIGTERM)
+    https.process.send_signal(signal.SIGCONT)
+    with silent, context_of(certificate).wrap_socket(plain, server_hostname="localhost") as client:
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert client.recv(4096).startswith(b"HTTP/1.1 200 OK")
+        code, log = https.stop()
+    assert code == 0, log
+    assert "Traceback" not in log
+
+
 @pytest.mark.parametrize("case", ["no such file", "no certificate", "an encrypted key", "another key"])
 def test_a_certificate_that_cannot_be_used_is_told_at_the_start(
     start: Callable[..., GatewayProcess],

@@ -37,6 +37,8 @@ CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 FAREWELL_SECONDS = 1.0
 HANDSHAKE_SECONDS = 0.2
 """A connection whose handshake has begun is there after so long, or its client tries again."""
+TLS_HANDSHAKE_SECONDS = 2.0
+"""What a client that came just before the listener closed has for its part of TLS: leaving waits for it."""
 
 SO_ATTACH_FILTER = 26
 NO_NEW_CONNECTIONS = (
@@ -182,14 +184,21 @@ class HttpServer(uvicorn.Server):
         for server in self.servers:
             server.close()
         self._listener.close()
-        loop = asyncio.get_running_loop()
-        for connection in accepted:
-            connection.setblocking(False)
-            try:
-                await loop.connect_accepted_socket(self._protocol, connection, ssl=self.config.ssl)
-            except OSError as error:  # its client left
-                log.debug("connection lost before it was served", reason=str(error))
-                connection.close()
+        await asyncio.gather(*map(self._take_in, accepted))
+
+    async def _take_in(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        context = self.config.ssl
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._protocol,
+                connection,
+                ssl=context,
+                ssl_handshake_timeout=None if context is None else TLS_HANDSHAKE_SECONDS,
+            )
+        except OSError as error:  # its client left, or says nothing
+            log.debug("connection lost before it was served", reason=str(error))
+            connection.close()
 
     def _protocol(self) -> Connection:
         return Connection(self.config, self.server_state, self.lifespan.state)
