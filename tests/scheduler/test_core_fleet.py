@@ -165,6 +165,20 @@ def test_a_worker_that_takes_fewer_sequences_than_it_holds_waits_until_enough_en
     assert place_of(driver, waiting) == "w-W1"
 
 
+def test_choices_that_took_turns_count_all_when_a_worker_takes_more_sequences_again(driver: Driver) -> None:
+    worker = driver.worker(slots=4)
+    driver.worker_beat(worker, slots=2)
+    three = driver.submit(choices=(0, 1, 2), generated_counts=(0, 0, 0))
+    driver.tick()
+    assert driver.state_of(worker).used_slots == 2
+    driver.worker_beat(worker, slots=4)
+    two, one = driver.submit(choices=(0, 1), generated_counts=(0, 0)), driver.submit()
+    driver.tick()
+    assert driver.state_of(worker).used_slots == 4
+    assert driver.grants(worker) == [[three], [one]]
+    assert driver.core.state.waiting_count == 1, f"{two} waits"
+
+
 @pytest.mark.parametrize("slots", [-(2**63), 2**63])
 def test_a_senseless_number_of_slots_does_no_harm(driver: Driver, slots: int) -> None:
     worker = driver.worker(kv_tokens=600)
