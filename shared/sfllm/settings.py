@@ -146,6 +146,13 @@ class SchedulerSettings(CommonSettings, frozen=True, kw_only=True):
             "no limit if unset"
         ),
     ] = None
+    tenant_limits: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^.+=([1-9][0-9]*)?:([1-9][0-9]*)?$")], ...],
+        Meta(
+            description="requests and tokens a minute of single tenants instead of those for all, as "
+            "name=60:20000; without a number, as name=60: or name=:, there is no such limit"
+        ),
+    ] = ()
     worker_wait_seconds: Annotated[
         float, Meta(gt=0, description="how long a request waits for a worker of its model")
     ] = 30.0

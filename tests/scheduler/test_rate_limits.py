@@ -7,12 +7,15 @@ from core_driver import Driver
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sfllm.config import parse
 from sfllm.errors import HTTP_ERRORS, ErrorCode
 from sfllm.messages import Admitted, Rejected
-from sfllm_scheduler.core.rate_limits import MAX_TENANTS, RateLimits
+from sfllm.settings import SchedulerSettings
+from sfllm_scheduler.core.rate_limits import MAX_TENANTS, Limits, RateLimits
+from sfllm_scheduler.service import policy_values
 
 
-def limited(**policy: int) -> Driver:
+def limited(**policy: object) -> Driver:
     driver = Driver(lease_seconds=1e6, **policy)
     driver.gateway()
     driver.worker(slots=100, kv_tokens=100_000)
@@ -108,3 +111,31 @@ def test_memory_holds_only_tenants_of_the_last_minutes() -> None:
     unlimited = RateLimits(None, None)
     assert unlimited.take("a", 10**9, 0.0) == 0.0
     assert len(unlimited) == 0
+
+
+def test_tenants_with_limits_of_their_own_have_these_instead_of_the_common_ones() -> None:
+    settings = SchedulerSettings(tenant_limits=("small=1:", "large=:1000", "free=:"))
+    driver = limited(tenant_requests_per_minute=2, tenant_limits=policy_values(settings).tenant_limits)
+    refused = {}
+    for tenant in ("small", "large", "free", "other"):
+        handles = [driver.submit(100, tenant=tenant, max_tokens=100) for _ in range(8)]
+        rejected = {message.handle for message in driver.to_gateway(Rejected)}
+        refused[tenant] = len(rejected & set(handles))
+    # 1,000 tokens are five requests of 200.
+    assert refused == {"small": 7, "large": 3, "free": 0, "other": 6}
+
+
+@pytest.mark.parametrize("entry", ["a", "a=", "a=5", "a=0:", "a=1:2:3", "=1:2", "a=-1:2", "a=x:"])
+def test_limits_of_another_form_are_refused(entry: str) -> None:
+    with pytest.raises(SystemExit):
+        parse(SchedulerSettings, prog="", description="", argv=[f"--tenant-limits={entry}"], environ={})
+
+
+def test_memory_holds_no_tenant_whose_own_limits_are_used_up_by_nobody() -> None:
+    limits = RateLimits(None, None, {"a": Limits(1, None)})
+    assert limits.any
+    for number in range(100):
+        assert limits.take(f"other-{number}", 1.0, 0.0) == 0.0
+    assert limits.take("a", 1.0, 0.0) == 0.0
+    assert limits.take("a", 1.0, 0.0) == 60.0
+    assert len(limits) == 1

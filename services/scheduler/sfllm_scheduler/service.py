@@ -33,6 +33,7 @@ from sfllm_scheduler.core.events import (
     ToWorker,
     WorkerUnreachable,
 )
+from sfllm_scheduler.core.rate_limits import Limits
 from sfllm_scheduler.core.state import PolicyValues
 from sfllm_scheduler.link import Link
 from sfllm_scheduler.observe import Observer
@@ -226,6 +227,7 @@ def policy_values(settings: SchedulerSettings) -> PolicyValues:
         tenant_weights=tuple(map(_weight, settings.tenant_weights)),
         tenant_requests_per_minute=settings.tenant_requests_per_minute,
         tenant_tokens_per_minute=settings.tenant_tokens_per_minute,
+        tenant_limits=tuple(map(_limits, settings.tenant_limits)),
         worker_wait_seconds=settings.worker_wait_seconds,
         beat_seconds=settings.beat_seconds,
         lease_seconds=settings.lease_seconds,
@@ -236,3 +238,10 @@ def _weight(entry: str) -> tuple[str, float]:
     """Name and number of an entry like name=2; the settings have checked its form."""
     name, _, weight = entry.rpartition("=")
     return name, float(weight)
+
+
+def _limits(entry: str) -> tuple[str, Limits]:
+    """Name and limits of an entry like name=60:20000, whose form the settings have checked."""
+    name, _, numbers = entry.rpartition("=")
+    requests, _, tokens = numbers.partition(":")
+    return name, Limits(int(requests) if requests else None, int(tokens) if tokens else None)

@@ -25,7 +25,7 @@ from sfllm_scheduler.core.expiry import Deadlines
 from sfllm_scheduler.core.fleet import PROBES, Fleet
 from sfllm_scheduler.core.output_lengths import OutputLengths
 from sfllm_scheduler.core.pace import Pace
-from sfllm_scheduler.core.rate_limits import RateLimits
+from sfllm_scheduler.core.rate_limits import Limits, RateLimits
 from sfllm_scheduler.core.requests import Key, Rank, Request
 from sfllm_scheduler.core.waiting import WaitingRequests
 from sfllm_scheduler.core.workers import HoldKey, Worker
@@ -44,6 +44,7 @@ class PolicyValues(msgspec.Struct, frozen=True, kw_only=True):
     tenant_weights: tuple[tuple[str, float], ...] = ()
     tenant_requests_per_minute: int | None = None
     tenant_tokens_per_minute: int | None = None
+    tenant_limits: tuple[tuple[str, Limits], ...] = ()
     worker_wait_seconds: float = 30.0
     beat_seconds: float = 2.0
     lease_seconds: float = 6.0
@@ -118,7 +119,9 @@ class State:
         self.recent: OrderedDict[Key, Ended] = OrderedDict()
         self.deadlines = Deadlines()
         self.drain_rate = DrainRate()
-        self.limits = RateLimits(policy.tenant_requests_per_minute, policy.tenant_tokens_per_minute)
+        self.limits = RateLimits(
+            policy.tenant_requests_per_minute, policy.tenant_tokens_per_minute, dict(policy.tenant_limits)
+        )
         self.waiting_count = 0
         self.sequence = 0
         self.last_lease = 0
