@@ -232,6 +232,13 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
             "512 if unset, 2048 on a GPU"
         ),
     ] = None
+    target_itl_ms: Annotated[
+        Annotated[float, Meta(gt=0)] | None,
+        Meta(
+            description="keep the time between tokens within this, as measured while it runs: fewer "
+            "sequences in a step, and less prefill beside decodes; as large as memory allows if unset"
+        ),
+    ] = None
     block_size: Annotated[
         int,
         Meta(ge=2, le=256, multiple_of=2, description="tokens in one block of the KV cache, an even number"),

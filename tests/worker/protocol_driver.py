@@ -32,8 +32,14 @@ STEP_SECONDS = 0.01
 GATEWAY = b"g-1"
 
 
-def mock_engine(max_sequences: int = 8, kv_tokens: int = 512) -> MockEngine:
-    return MockEngine(Limits(max_sequences, 16, block_size=4), kv_tokens, max_model_len=128)
+def mock_engine(
+    max_sequences: int = 8,
+    kv_tokens: int = 512,
+    step_tokens: int = 16,
+    block_size: int = 4,
+    max_model_len: int = 128,
+) -> MockEngine:
+    return MockEngine(Limits(max_sequences, step_tokens, block_size), kv_tokens, max_model_len)
 
 
 class Driver:

@@ -20,6 +20,7 @@ from sfllm.messages import (
     WorkerBeat,
     WorkerFinished,
     WorkerHello,
+    WorkerProgress,
     WorkerTokens,
     WorkerWelcome,
 )
@@ -64,12 +65,12 @@ class SchedulerPeer:
         return self.decode(received[1])
 
     def expect(self, kind: type[Kind]) -> tuple[Kind, tuple[Array, ...]]:
-        """The next message of this kind; beats and hellos in between are passed over."""
+        """The next message of this kind; beats, hellos and progress of prefill in between are passed over."""
         while True:
             message, arrays = self.receive()
             if isinstance(message, kind):
                 return message, arrays
-            assert isinstance(message, WorkerBeat | WorkerHello), f"unexpected {message}"
+            assert isinstance(message, WorkerBeat | WorkerHello | WorkerProgress), f"unexpected {message}"
 
     def welcome(self, epoch: int = 1, lease: int = 1, lease_seconds: float = 30.0) -> WorkerHello:
         hello, _ = self.expect(WorkerHello)
@@ -111,7 +112,7 @@ class SchedulerPeer:
             elif isinstance(message, WorkerFinished):
                 return ids, message
             else:
-                assert isinstance(message, WorkerBeat)
+                assert isinstance(message, WorkerBeat | WorkerProgress)
 
     def wait_until_idle(self) -> WorkerBeat:
         while True:

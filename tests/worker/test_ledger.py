@@ -79,7 +79,7 @@ def test_a_request_is_forgotten_when_its_last_choice_ends() -> None:
 
 def test_a_grant_is_split_into_its_requests_tokens() -> None:
     requests = (granted(choices=(0, 1), counts=(2, 1)), granted())
-    (_, p1, g1), (_, p2, g2) = split_grant(
+    (_, p1, g1, _), (_, p2, g2, _) = split_grant(
         requests, as_array("I", range(6)), as_array("I", [9, 8, 7]), NO_NAMES
     )
     assert (p1, g1, p2, g2) == ([0, 1, 2], [[9, 8], [7]], [3, 4, 5], [[]])

@@ -13,6 +13,7 @@ from sfllm.messages import (
     Sampling,
     WorkerFault,
     WorkerFinished,
+    WorkerProgress,
     WorkerResend,
     WorkerTokens,
 )
@@ -128,7 +129,7 @@ def test_tokens_leave_before_the_end_and_each_gateway_gets_its_own() -> None:
     driver.grant(1, gateway=b"g-2", max_tokens=1)
     driver.step()
     kinds = [type(o.message) for o in driver.collect() if isinstance(o, Outgoing)]
-    assert kinds == [WorkerTokens, WorkerTokens, WorkerFinished, WorkerFinished]
+    assert kinds == [WorkerTokens, WorkerTokens, WorkerFinished, WorkerFinished, WorkerProgress]
     assert {message.gateway for message in driver.messages(WorkerTokens)} == {GATEWAY, b"g-2"}
 
 

@@ -59,6 +59,8 @@ class Worker(NamedTuple):
 def assemble(settings: WorkerSettings, parts: Parts) -> Worker:
     """Connect. Raises OSError when the admin port is taken."""
     engine, card = parts.engine, parts.card
+    if settings.target_itl_ms is not None:
+        engine.keep_within(settings.target_itl_ms / 1000)
     identity = random_identity(b"w-")
     hello = WorkerHello(
         worker_id=identity.decode(),

@@ -180,7 +180,7 @@ def _sequences(
 
 def split_grant(
     requests: tuple[GrantedRequest, ...], prompts: Array, outputs: Array, prefixes: Array
-) -> Iterator[tuple[GrantedRequest, list[int], list[list[int]]]]:
+) -> Iterator[tuple[GrantedRequest, list[int], list[list[int]], list[int]]]:
     """The requests of a grant with their slices of its arrays. Raises ValueError when those do not fit."""
     for request in requests:
         _check(request)
@@ -190,7 +190,7 @@ def split_grant(
         raise ValueError("the grant's output counts do not add up")
     if sum(r.prefix_count for r in requests) != len(prefixes):
         raise ValueError("the grant's counts of beginnings do not add up")
-    prompt_at = output_at = 0
+    prompt_at = output_at = name_at = 0
     for request in requests:
         prompt = prompts[prompt_at : prompt_at + request.prompt_count].tolist()
         prompt_at += request.prompt_count
@@ -198,7 +198,9 @@ def split_grant(
         for count in request.generated_counts:
             generated.append(outputs[output_at : output_at + count].tolist())
             output_at += count
-        yield request, prompt, generated
+        names = prefixes[name_at : name_at + request.prefix_count].tolist()
+        name_at += request.prefix_count
+        yield request, prompt, generated, names
 
 
 def _check(request: GrantedRequest) -> None:

@@ -26,6 +26,14 @@ class WorkerMetrics:
         self._kv_usage = metrics.gauge(
             "kv_cache_usage_perc", "Share of the KV cache's blocks in use, 0 to 1", labels
         ).labels(*self._values)
+        self._pending_prefill = metrics.gauge(
+            "pending_prefill_tokens",
+            "Prompt tokens to compute before sequences can go on; of one, a step's worth at most",
+            labels,
+        ).labels(*self._values)
+        self._slots = metrics.gauge(
+            "sequence_slots", "Sequences that this worker takes at a time now", labels
+        ).labels(*self._values)
         self._preemptions = metrics.counter(
             "num_preemptions_total", "Sequences whose blocks were taken back to be computed again", labels
         ).labels(*self._values)
@@ -80,6 +88,8 @@ class WorkerMetrics:
         self._seen_queries, self._seen_hits = engine.prefix_queried_tokens, engine.prefix_hit_tokens
         self._running.set(engine.num_running)
         self._waiting.set(engine.num_waiting)
+        self._pending_prefill.set(engine.pending_prefill_tokens)
+        self._slots.set(engine.slots)
         self._kv_usage.set(used_tokens / engine.kv_tokens)
         self._free_blocks.set(engine.free_kv_tokens // engine.kv_block_tokens)
         self._used_blocks.set(used_tokens // engine.kv_block_tokens)

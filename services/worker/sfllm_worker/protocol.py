@@ -18,8 +18,8 @@ from sfllm.messages import (
     GrantedRequest,
     ListHeld,
     Message,
+    Recall,
     SchedulerBeat,
-    WorkerBeat,
     WorkerBye,
     WorkerCancel,
     WorkerDraining,
@@ -30,8 +30,9 @@ from sfllm.messages import (
     WorkerUnknown,
     WorkerWelcome,
 )
-from sfllm.wire import Array, as_array
+from sfllm.wire import Array
 from sfllm_worker.engine.interface import EngineInterface, StepResult
+from sfllm_worker.feedback import Feedback
 from sfllm_worker.ledger import HeldRequest, Ledger, RequestKey, split_grant
 from sfllm_worker.protocol_checks import problem_of
 from sfllm_worker.protocol_results import ClearOutbox, Outgoing, held_list, resend, tell
@@ -56,6 +57,7 @@ class WorkerProtocol:
         self._hello = hello
         self._drain_seconds = drain_seconds
         self._ledger = Ledger(engine.max_sequences)
+        self._feedback = Feedback(engine)
         self._outgoing: list[Outgoing | ClearOutbox] = []
         self._welcome: WorkerWelcome | None = None
         self._heard_at = 0.0
@@ -116,7 +118,7 @@ class WorkerProtocol:
                 self.lose("it was restarted", now)
             case ListHeld() if self._welcome is not None:
                 self._outgoing.append(held_list(self._ledger, self._welcome.lease, message.number))
-            case Grant() | WorkerCancel() | WorkerResend() | Drain():
+            case Grant() | WorkerCancel() | WorkerResend() | Recall() | Drain():
                 if self.lease is not None and message.lease == self.lease:
                     self._obey(message, arrays, message.lease, now)
             case _:
@@ -155,8 +157,13 @@ class WorkerProtocol:
     def publish(self, result: StepResult, started: float, ended: float) -> None:
         """Say what came of the engine's step, which nothing else may come between."""
         self._steps += 1
-        if not (result.admitted or result.prompt_reports or result.progress):
-            return
+        self._feedback.measured(result, started, ended)
+        if result.admitted or result.prompt_reports or result.progress:
+            self._publish_progress(result, started, ended)
+        if result.admitted or result.progress or result.shape.prefill_tokens:
+            self._tell_progress()
+
+    def _publish_progress(self, result: StepResult, started: float, ended: float) -> None:
         assert self.lease is not None, "without a lease nothing is held"
         told = tell(result, self._ledger, self.lease, started, ended)
         self._outgoing += told.messages
@@ -218,6 +225,7 @@ class WorkerProtocol:
             return  # it came twice, or late
         self._drop_everything()
         self._welcome = welcome
+        self._feedback.joined(welcome.shortest_first)
         self.next_beat = now
         self._outgoing = [ClearOutbox()]
         if self.draining:
@@ -231,20 +239,17 @@ class WorkerProtocol:
             self._send(self._hello)
 
     def _beat(self, lease: int) -> Outgoing:
-        engine = self._engine
-        beat = WorkerBeat(
-            lease=lease,
-            step=self._steps,
-            running=engine.num_running,
-            waiting=engine.num_waiting,
-            free_kv_tokens=engine.free_kv_tokens,
-            digest=self._ledger.digest,
-        )
-        return Outgoing(beat, (as_array("Q", ()),))
+        return self._feedback.beat(lease, self._steps, self._ledger.digest)
+
+    def _tell_progress(self) -> None:
+        """Say what is left to prefill, if it has changed."""
+        progress = None if self.lease is None else self._feedback.progress(self.lease)
+        if progress is not None:
+            self._outgoing.append(progress)
 
     def _obey(
         self,
-        message: Grant | WorkerCancel | WorkerResend | Drain,
+        message: Grant | WorkerCancel | WorkerResend | Recall | Drain,
         arrays: tuple[Array, ...],
         lease: int,
         now: float,
@@ -254,6 +259,9 @@ class WorkerProtocol:
                 self._accept(message, arrays, now)
             case WorkerCancel():
                 self._cancel(RequestKey(message.gateway, message.handle), message.attempt, message.choice)
+                self._tell_progress()
+            case Recall():
+                self._give_back(message, lease)
             case WorkerResend():
                 held = self._ledger.get(RequestKey(message.gateway, message.handle))
                 if held is not None and held.attempt == message.attempt:
@@ -262,33 +270,49 @@ class WorkerProtocol:
             case Drain():
                 self.drain(now)
 
+    def _give_back(self, recall: Recall, lease: int) -> None:
+        """Let go of a request that has not begun. One that has stays: what was computed would be lost."""
+        held = self._ledger.get(RequestKey(recall.gateway, recall.handle))
+        if held is not None and held.attempt == recall.attempt and held.admitted_at is None:
+            self._cancel(held.key, held.attempt, ALL_CHOICES)
+            self._send(WorkerReturned(lease, *held.key, held.attempt))
+            self._tell_progress()
+
     def _accept(self, grant: Grant, arrays: tuple[Array, ...], now: float) -> None:
+        self._feedback.granted()
         try:
             requests = list(split_grant(grant.requests, *arrays))
         except ValueError as error:
             _log.error("malformed grant", error=str(error))
             return
-        for granted, prompt, generated in requests:
+        for granted, prompt, generated, names in requests:
             key = RequestKey(granted.gateway, granted.handle)
             self._cancel(key, granted.attempt - 1, ALL_CHOICES)
             if not self.draining:
                 held = self._ledger.accept(granted, prompt, generated, now)
-                if held is not None:
-                    self._start(held, granted, grant.lease)
+                if held is not None and self._start(held, granted, grant.lease):
+                    self._note_prompt(held, names)
             elif self._ledger.get(key) is None:
                 self._send(WorkerReturned(grant.lease, *key, granted.attempt))
 
-    def _start(self, held: HeldRequest, granted: GrantedRequest, lease: int) -> None:
+    def _note_prompt(self, held: HeldRequest, names: list[int]) -> None:
+        if names:
+            first = next(iter(held.sequences.values()))
+            self._feedback.prompt_came(names, self._engine.prompt_hashes(first))
+
+    def _start(self, held: HeldRequest, granted: GrantedRequest, lease: int) -> bool:
+        """Give its sequences to the engine; False when that cannot be."""
         sequences = list(held.sequences.values())
         token_lists = [sequence.tokens for sequence in sequences]
         problem = problem_of(granted, token_lists, self._engine, self._hello.card.vocab_size)
         if problem is not None:
             self._ledger.cancel(held.key, held.attempt, ALL_CHOICES)
             self._fault(held, ErrorCode.INVALID_REQUEST, problem, lease)
-            return
+            return False
         _log.debug("accepted", request_id=held.request_id, prompt_tokens=held.prompt_count)
         for sequence in sequences:
             self._engine.add(sequence)
+        return True
 
     def _cancel(self, key: RequestKey, attempt: int, choice: int) -> None:
         stopped = self._ledger.cancel(key, attempt, choice)

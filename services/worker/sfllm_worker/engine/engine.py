@@ -19,7 +19,7 @@ from sfllm.token_batch import Logprobs
 from sfllm_worker.engine.in_flight import StepInFlight, lay_out, token_ids_of
 from sfllm_worker.engine.interface import Progress, PromptReport, StepResult
 from sfllm_worker.engine.pending import SynchronousSampler, TokenSampler
-from sfllm_worker.engine.planned import PlannedEngine, PromptSpan, prompt_spans
+from sfllm_worker.engine.planned import PlannedEngine, PromptSpan, prompt_spans, shape_of
 from sfllm_worker.engine.planner import Limits, StepPlan
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.graphs.figures import GraphFigures
@@ -85,7 +85,9 @@ class Engine(PlannedEngine):
         self._drains = self._drains and bool(self._in_flight)
         reports = [report for report in oldest.reports if report.sequence.block_table]  # not cancelled since
         progress = self._read(oldest)
-        return StepResult(progress, reports, admitted, preempted, oldest.num_tokens)
+        return StepResult(
+            progress, reports, admitted, preempted, oldest.num_tokens, shape=shape_of(oldest.plan)
+        )
 
     def idle(self) -> bool:
         """Let the runner prepare something; see `EngineInterface`."""

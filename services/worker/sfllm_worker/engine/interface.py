@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, Protocol
 
+from sfllm.step_curve import StepCurve
 from sfllm.token_batch import NO_LOGPROBS, Logprobs
 from sfllm_worker.engine.sequence import Sequence
 
@@ -35,6 +36,14 @@ class PromptReport(NamedTuple):
     logprobs: Logprobs
 
 
+class StepShape(NamedTuple):
+    """What made a step long: prompt tokens, rows of decode, and the context that these read, in tokens."""
+
+    prefill_tokens: int
+    decode_rows: int
+    context_tokens: int
+
+
 class StepResult(NamedTuple):
     """Everything that came of a step.
 
@@ -42,7 +51,8 @@ class StepResult(NamedTuple):
     steps launched since the last result, everything else of the oldest one.
 
     `seconds` is how long the step is to take at least: 0 for an engine that computes. The caller
-    of an engine that makes tokens up waits for the rest of it before it looks at anything else.
+    of an engine that makes tokens up waits for the rest of it before it looks at anything else. `shape`
+    is that of the step whose tokens these are.
     """
 
     progress: list[Progress]
@@ -51,6 +61,7 @@ class StepResult(NamedTuple):
     preempted: int
     num_tokens: int
     seconds: float = 0.0
+    shape: StepShape = StepShape(0, 0, 0)
 
 
 class EngineInterface(Protocol):
@@ -60,9 +71,24 @@ class EngineInterface(Protocol):
     A step that raises leaves the engine in no usable state.
     """
 
+    shortest_first: bool
+    """Whether short prompts are computed beside long ones; else in the order of arrival."""
+
     @property
     def max_sequences(self) -> int:
         """The most sequences in a step."""
+
+    @property
+    def slots(self) -> int:
+        """The most sequences that it takes now, to keep a target for their speed; at least 1."""
+
+    @property
+    def pending_prefill_tokens(self) -> int:
+        """Uncached tokens to compute before sequences can go on, of a single one a step's worth at most."""
+
+    @property
+    def context_lengths(self) -> list[int]:
+        """How long each running sequence is, in tokens."""
 
     @property
     def kv_tokens(self) -> int:
@@ -98,6 +124,18 @@ class EngineInterface(Protocol):
 
     def fits(self, num_tokens: int) -> bool:
         """Whether a sequence of so many tokens can be added: at least one more must have room."""
+
+    def keep_within(self, seconds: float) -> None:
+        """Size batches so that steps of decode take no longer than this, as far as that is known."""
+
+    def follow(self, curve: StepCurve) -> None:
+        """Steps take this, as measured: size batches by it if there is a target."""
+
+    def prompt_hashes(self, sequence: Sequence) -> list[bytes]:
+        """The names of a sequence's full blocks."""
+
+    def has_block(self, block_hash: bytes) -> bool:
+        """Whether the cache has the block of that name."""
 
     def add(self, sequence: Sequence) -> None:
         """Take a sequence. Raises ValueError when it does not fit."""

@@ -6,8 +6,10 @@ from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
 from sfllm.messages import Sampling
+from sfllm.step_curve import StepCurve
 from sfllm.token_batch import Logprobs
-from sfllm_worker.engine.interface import Progress
+from sfllm_worker.engine.batch_sizing import BatchSizing
+from sfllm_worker.engine.interface import Progress, StepShape
 from sfllm_worker.engine.planner import Limits, Planner, Row, StepPlan
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.kv.block_pool import BlockPool
@@ -29,6 +31,48 @@ class PlannedEngine:
     def max_sequences(self) -> int:
         """The most sequences in a step."""
         return self.planner.limits.max_sequences
+
+    @property
+    def shortest_first(self) -> bool:
+        """Whether short prompts are computed beside long ones."""
+        return self.planner.shortest_first
+
+    @shortest_first.setter
+    def shortest_first(self, value: bool) -> None:
+        self.planner.shortest_first = value
+
+    @property
+    def slots(self) -> int:
+        """The most sequences that it takes now."""
+        return self.planner.slots
+
+    @property
+    def pending_prefill_tokens(self) -> int:
+        """Uncached tokens to compute before sequences can go on."""
+        return self.planner.pending_tokens
+
+    @property
+    def context_lengths(self) -> list[int]:
+        """How long each running sequence is, in tokens."""
+        return [len(sequence.tokens) for sequence in self.planner.running]
+
+    def follow(self, curve: StepCurve) -> None:
+        """Steps take this, as measured: size batches by it if there is a target."""
+        lengths = self.context_lengths
+        if self.planner.sizing is not None and lengths:
+            self.planner.sizing.follow(curve, sum(lengths) / len(lengths))
+
+    def keep_within(self, seconds: float) -> None:
+        """Size batches so that steps of decode take no longer than this, as far as that is known."""
+        self.planner.sizing = BatchSizing(seconds, self.max_sequences)
+
+    def prompt_hashes(self, sequence: Sequence) -> list[bytes]:
+        """The names of a sequence's full blocks."""
+        return self.planner.prefixes.hashes_of(sequence)
+
+    def has_block(self, block_hash: bytes) -> bool:
+        """Whether the cache has the block of that name."""
+        return self.planner.prefixes.has(block_hash)
 
     @property
     def has_work(self) -> bool:
@@ -123,6 +167,18 @@ class PlannedEngine:
             self.planner.remove(sequence)
             return Progress(sequence, token, "length", logprobs=logprobs)
         return Progress(sequence, token, logprobs=logprobs)
+
+
+def shape_of(plan: StepPlan) -> StepShape:
+    """What made a planned step long. Rows of one token stand first."""
+    prefill = decodes = context = 0
+    for _, num_tokens, start, _ in plan.rows:
+        if num_tokens == 1:
+            decodes += 1
+            context += start + 1
+        else:
+            prefill += num_tokens
+    return StepShape(prefill, decodes, context)
 
 
 class PromptSpan(NamedTuple):

@@ -1,7 +1,8 @@
 """What runs in the next step: pure planning over sequences and block numbers.
 
 Every running sequence that has one token left to compute decodes; the rest of the
-step's token budget goes to prefill, in chunks, oldest first, and then to admissions.
+step's token budget goes to prefill, in chunks, oldest first, and then to admissions. With `shortest_first`
+half of it is for the oldest prompt and half for the shortest ones, so that none waits behind a long one.
 When a decode finds no free block, the youngest running sequence is preempted: its
 blocks are freed and it is computed again later (recompute, as in vLLM, SOSP 2023).
 A sequence whose prompt begins like one that is being computed waits for those blocks.
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+from sfllm_worker.engine.batch_sizing import BatchSizing
 from sfllm_worker.engine.prefixes import Prefixes
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.kv.block_pool import BlockPool
@@ -79,6 +81,8 @@ class Planner:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.prefixes = Prefixes(pool, limits.block_size)
+        self.shortest_first = False
+        self.sizing: BatchSizing | None = None
         self._slots_used = 0
         self._launched = self._settled = 0
 
@@ -86,6 +90,20 @@ class Planner:
     def has_work(self) -> bool:
         """Whether there is a sequence to advance, or a step in flight."""
         return bool(self.running or self.waiting) or self._settled < self._launched
+
+    @property
+    def slots(self) -> int:
+        """How many sequences may run together now."""
+        return self.limits.max_sequences if self.sizing is None else self.sizing.sequences
+
+    @property
+    def pending_tokens(self) -> int:
+        """Uncached tokens to compute before sequences can go on, of one at most a step's worth."""
+        most, block_size = self.limits.max_step_tokens, self.limits.block_size
+        running = sum(min(each.remaining, most) for each in self.running if each.remaining > 1)
+        return running + sum(
+            min(len(each.tokens) - len(self.prefixes.find(each)) * block_size, most) for each in self.waiting
+        )
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. The caller has made sure that it fits the cache when it is alone."""
@@ -129,13 +147,13 @@ class Planner:
             elif sequence not in plan.preempted and not (sequence.unread and _is_at_its_end(sequence)):
                 self._plan_decode(sequence, plan)
         num_decodes = len(plan.rows)
-        budget = self.limits.max_step_tokens - num_decodes
-        for sequence in prefilling:
-            if budget > 0 and sequence not in plan.preempted:
-                budget -= self._plan_chunk(sequence, budget, plan)
+        budget = self._prefill_budget(plan)
         may_admit = not plan.preempted and not plan.lacks_blocks
-        while budget > 0 and may_admit and self._admit_next(plan):
-            budget -= self._plan_chunk(plan.admitted[-1], budget, plan)
+        prefilling = [sequence for sequence in prefilling if sequence not in plan.preempted]
+        if self.shortest_first:
+            self._plan_shared(prefilling, budget, may_admit, plan)
+        else:
+            self._plan_in_order(prefilling, budget, may_admit, plan)
         if len(plan.rows) > num_decodes:
             plan.rows.sort(key=lambda row: row.num_tokens > 1)
         return plan
@@ -198,6 +216,45 @@ class Planner:
             table[-1] = copy
         return True
 
+    def _prefill_budget(self, plan: StepPlan) -> int:
+        """Prompt tokens that the step has room for beside the decodes that it has already."""
+        budget = self.limits.max_step_tokens - len(plan.rows)
+        if self.sizing is None or budget < 1:
+            return budget
+        return self.sizing.prefill_tokens(budget, len(plan.rows), sum(row.start + 1 for row in plan.rows))
+
+    def _plan_in_order(
+        self, prefilling: list[Sequence], budget: int, may_admit: bool, plan: StepPlan
+    ) -> None:
+        for sequence in prefilling:
+            if budget > 0:
+                budget -= self._plan_chunk(sequence, budget, plan)
+        while budget > 0 and may_admit and self._admit_next(plan):
+            budget -= self._plan_chunk(plan.admitted[-1], budget, plan)
+
+    def _plan_shared(self, prefilling: list[Sequence], budget: int, may_admit: bool, plan: StepPlan) -> None:
+        """Half for the oldest, half for the shortest; what one of the halves leaves over is the other's."""
+        while (
+            budget > 0
+            and may_admit
+            and (not prefilling or sum(each.remaining for each in prefilling[1:]) < budget // 2)
+            and self._admit_next(plan)
+        ):
+            prefilling.append(plan.admitted[-1])
+        if not prefilling or budget < 1:
+            return
+        counts = {prefilling[0]: min(prefilling[0].remaining, budget - budget // 2)}
+        budget -= counts[prefilling[0]]
+        for sequence in sorted(prefilling, key=lambda each: each.remaining):
+            before = counts.get(sequence, 0)
+            count = min(sequence.remaining - before, budget)
+            if count > 0:
+                counts[sequence] = before + count
+                budget -= count
+        for sequence in prefilling:
+            if sequence in counts:
+                self._plan_chunk(sequence, counts[sequence], plan)
+
     def _plan_chunk(self, sequence: Sequence, budget: int, plan: StepPlan) -> int:
         remaining = sequence.remaining
         count = min(remaining, budget)
@@ -228,9 +285,10 @@ class Planner:
 
     def _has_room(self, sequence: Sequence, cached: list[int]) -> bool:
         free = self.pool.num_free - self.pool.num_free_among(cached)
+        # One that has more choices than are to run together now still has its turn, alone.
+        slots = self.limits.max_sequences if not self._slots_used else self.slots
         return (
-            self._slots_used + sequence.slots <= self.limits.max_sequences
-            and self._blocks_to_allocate(sequence, cached) <= free
+            self._slots_used + sequence.slots <= slots and self._blocks_to_allocate(sequence, cached) <= free
         )
 
     def _admit(self, sequence: Sequence, cached: list[int]) -> None:

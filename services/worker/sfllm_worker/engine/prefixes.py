@@ -30,6 +30,14 @@ class Prefixes:
             return []
         return self._pool.find(self._hashes(sequence)[: self._usable(sequence)])
 
+    def hashes_of(self, sequence: Sequence) -> list[bytes]:
+        """The names of a sequence's full blocks."""
+        return self._hashes(sequence)
+
+    def has(self, block_hash: bytes) -> bool:
+        """Whether the block of that name is in the cache."""
+        return bool(self._pool.find([block_hash]))
+
     def leader_of(self, sequence: Sequence, cached: list[int]) -> Sequence | None:
         """The running sequence that is about to publish the block which follows the `cached` ones."""
         if len(cached) >= self._usable(sequence):

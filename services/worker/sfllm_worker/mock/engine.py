@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from sfllm.token_batch import NO_LOGPROBS, Logprobs
 from sfllm_worker.engine.interface import Progress, PromptReport, StepResult
-from sfllm_worker.engine.planned import PlannedEngine, PromptSpan, prompt_spans
+from sfllm_worker.engine.planned import PlannedEngine, PromptSpan, prompt_spans, shape_of
 from sfllm_worker.engine.planner import Limits, StepPlan
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.mock.tokens import EOS_TOKEN, TEXT_TOKENS, mock_logprobs, mock_token, prompt_digest
@@ -70,9 +70,8 @@ class MockEngine(PlannedEngine):
             for sequence in self._branches(target)
         ]
         num_tokens = sum(row.num_tokens for row in plan.rows)
-        return StepResult(
-            progress, reports, plan.admitted, len(plan.preempted), num_tokens, self._seconds(plan)
-        )
+        preempted, seconds = len(plan.preempted), self._seconds(plan)
+        return StepResult(progress, reports, plan.admitted, preempted, num_tokens, seconds, shape_of(plan))
 
     def longest_step_seconds(self) -> float:
         """How long a step may take at most."""

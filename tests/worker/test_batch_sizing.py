@@ -1,0 +1,52 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sfllm.step_curve import StepCurve
+from sfllm_worker.engine.batch_sizing import LEAST_PREFILL_TOKENS, BatchSizing
+
+CURVE = StepCurve(0.005, 0.0001, 0.0005, 1e-6)
+
+
+@given(st.floats(0.006, 1.0), st.integers(1, 512), st.floats(1, 4000))
+def test_so_many_sequences_as_fit_and_hardly_one_more_keep_the_target(
+    target: float, most: int, context: float
+) -> None:
+    sizing = BatchSizing(target, most)
+    sizing.follow(CURVE, context)
+    rows = sizing.sequences
+    assert 1 <= rows <= most
+    tolerated = int(rows / 1.125)
+    assert tolerated < 2 or CURVE.seconds(0, tolerated, round(tolerated * context)) <= target
+    more = int(rows * 1.125) + 2
+    assert rows == most or CURVE.seconds(0, more, round(more * context)) > target
+
+
+@given(st.floats(0.006, 1.0), st.integers(1, 4096), st.integers(0, 512), st.integers(0, 100_000))
+def test_a_mixed_step_keeps_the_target_or_takes_in_the_least_that_gets_on(
+    target: float, most: int, rows: int, context: int
+) -> None:
+    sizing = BatchSizing(target, 512)
+    sizing.follow(CURVE, 1000.0)
+    tokens = sizing.prefill_tokens(most, rows, context)
+    assert 1 <= tokens <= most
+    if not rows:
+        assert tokens == most, "without decodes nobody waits"
+    elif tokens > LEAST_PREFILL_TOKENS:
+        assert CURVE.seconds(tokens, rows, context) <= target + 1e-9
+
+
+def test_nothing_is_held_back_before_steps_were_measured() -> None:
+    sizing = BatchSizing(0.001, 64)
+    assert sizing.sequences == 64
+    assert sizing.prefill_tokens(512, 40, 10_000) == 512
+
+
+def test_small_differences_between_measurements_change_nothing() -> None:
+    sizing = BatchSizing(0.03, 512)
+    sizing.follow(CURVE, 500.0)
+    before = sizing.sequences
+    for factor in (1.02, 0.98, 1.05, 0.97):
+        sizing.follow(StepCurve(*(part * factor for part in CURVE)), 500.0)
+        assert sizing.sequences == before
+    sizing.follow(StepCurve(*(part * 2 for part in CURVE)), 500.0)
+    assert sizing.sequences < before
