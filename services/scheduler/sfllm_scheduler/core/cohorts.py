@@ -23,9 +23,10 @@ from typing import NamedTuple
 
 from sfllm_scheduler.core.lines import Line
 from sfllm_scheduler.core.passing import Passing
+from sfllm_scheduler.core.priority_class import PriorityClass
 from sfllm_scheduler.core.requests import Request
 from sfllm_scheduler.core.urgency import response_ratio
-from sfllm_scheduler.core.waiting import PriorityClass, WaitingRequests
+from sfllm_scheduler.core.waiting import WaitingRequests
 from sfllm_scheduler.core.workers import Worker
 
 LOOK_AHEAD = 64

@@ -6,8 +6,9 @@ from collections import Counter
 
 from sfllm_scheduler.core.banded import Banded
 from sfllm_scheduler.core.lines import Line
+from sfllm_scheduler.core.priority_class import PriorityClass
 from sfllm_scheduler.core.requests import Rank
-from sfllm_scheduler.core.waiting import PriorityClass, WaitingRequests
+from sfllm_scheduler.core.waiting import WaitingRequests
 from sfllm_scheduler.core.workers import InvariantError
 
 
