@@ -105,7 +105,7 @@ def test_the_document_describes_bodies_and_every_status(gateway: GatewayProcess)
     assert chat["requestBody"]["content"]["application/json"]["schema"] == {
         "$ref": "#/components/schemas/ChatRequest"
     }
-    assert set(chat["responses"]) == {"200", "400", "404", "413", "429", "500", "501", "503", "504"}
+    assert set(chat["responses"]) == {"200", "400", "401", "404", "413", "429", "500", "501", "503", "504"}
     schemas = document["components"]["schemas"]
     assert set(schemas["ChatRequest"]["properties"]) == set(ChatRequest.__struct_fields__)
     assert schemas["ChatRequest"]["required"] == ["messages"]

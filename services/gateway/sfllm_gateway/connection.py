@@ -11,6 +11,7 @@ from sfllm_gateway.http_io import ABORT, error_json
 
 MAX_HEAD_BYTES = 64 * 2**10
 HEAD_SECONDS = 60.0
+TLS_END_SECONDS = 0.5
 MAX_PIPELINED = 32
 """Requests that may wait on one connection for the answer to the one before."""
 
@@ -74,6 +75,12 @@ class Connection(HttpToolsProtocol):
         """Go on to the request that waits longest."""
         self._answered = self.pipeline[-1][0] if self.pipeline else None
         super().on_response_complete()
+
+    def shutdown(self) -> None:
+        """The server leaves. What an idle client has to do to end TLS, and may never do, is not waited for."""
+        super().shutdown()
+        if self.transport.is_closing() and self.transport.get_extra_info("sslcontext") is not None:
+            self.loop.call_later(TLS_END_SECONDS, self.transport.abort)
 
     def _head_is_late(self) -> None:
         self._head_timer = None

@@ -47,6 +47,7 @@ class KeyFile:
         try:
             seen = _version(self._path)
             if seen == self._version:
+                self._problem = ""
                 return
             self._names = parse_keys(self._path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
