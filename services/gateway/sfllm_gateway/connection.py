@@ -77,7 +77,7 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
 
     def shutdown(self) -> None:
-        """The server leaves. What an idle client has to do to end TLS, and may never do, is not waited for."""
+        """The server leaves. What an idle client has to do to end TLS, and may not do, is not waited for."""
         super().shutdown()
         if self.transport.is_closing() and self.transport.get_extra_info("sslcontext") is not None:
             self.loop.call_later(TLS_END_SECONDS, self.transport.abort)
