@@ -50,3 +50,31 @@ def test_small_differences_between_measurements_change_nothing() -> None:
         assert sizing.sequences == before
     sizing.follow(StepCurve(*(part * 2 for part in CURVE)), 500.0)
     assert sizing.sequences < before
+
+
+parts = st.floats(0.0, 0.1)
+
+
+@given(st.builds(StepCurve, parts, parts, parts, parts), st.floats(1e-4, 1.0), st.integers(1, 512))
+def test_whatever_the_curve_a_worker_takes_someone_and_no_more_than_it_can(
+    curve: StepCurve, target: float, most: int
+) -> None:
+    sizing = BatchSizing(target, most)
+    sizing.follow(curve, 1000.0)
+    assert 1 <= sizing.sequences <= most
+    assert min(most, LEAST_PREFILL_TOKENS) <= sizing.prefill_tokens(most, 8, 8000) <= most
+
+
+def test_a_part_that_takes_no_time_is_not_bounded_even_where_the_target_cannot_be_kept() -> None:
+    sizing = BatchSizing(0.001, 64)
+    sizing.follow(StepCurve(0.01, 0.0, 0.0, 0.0), 1000.0)
+    assert sizing.sequences == 64
+    assert sizing.prefill_tokens(512, 8, 8000) == 512
+
+
+def test_a_worker_that_becomes_faster_takes_all_again() -> None:
+    sizing = BatchSizing(0.03, 512)
+    sizing.follow(CURVE, 500.0)
+    assert sizing.sequences < 512
+    sizing.follow(CURVE._replace(per_decode_row=1e-6, per_context_token=0.0), 500.0)
+    assert sizing.sequences == 512

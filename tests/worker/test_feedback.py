@@ -191,3 +191,67 @@ def test_short_prompts_are_computed_beside_a_long_one_if_the_scheduler_says_so()
     assert set(driver.tokens()) == {(2, 0)}
     driver.step(30)
     assert (1, 0) in driver.tokens(), "the long one has half of each step"
+
+
+def test_what_another_prompt_computes_is_not_counted_twice() -> None:
+    driver = joined(large_engine(step_tokens=64, max_sequences=4, kv_tokens=2048))
+    shared = prompt_of(1, 192)
+    for handle in (1, 2, 3):
+        grant(driver, handle, [*shared, *prompt_of(handle + 1, 10)])
+    driver.step()
+    assert progress(driver)[-1] == (3, 64 + 10 + 10), "the others wait for the first one's blocks"
+    driver.run()
+    assert progress(driver)[-1] == (3, 0)
+
+
+def test_a_preempted_sequence_is_prefill_that_is_left() -> None:
+    driver = joined(large_engine(step_tokens=64, max_sequences=4, kv_tokens=128, block_size=4))
+    for handle in (1, 2):
+        grant(driver, handle, prompt_of(handle, 50), max_tokens=40)
+    driver.step(2)
+    assert progress(driver)[-1] == (2, 0)
+    while not driver.engine.num_waiting:
+        driver.step()
+    assert progress(driver)[-1][1] == driver.engine.pending_prefill_tokens > 0
+    driver.run()
+    assert progress(driver)[-1] == (2, 0)
+
+
+def test_a_grant_that_makes_no_sense_counts_as_one_that_came() -> None:
+    driver = joined()
+    driver.tell(Grant(LEASE, ()), as_array("I", [1]), as_array("I", ()), as_array("Q", ()))
+    driver.grant(1)
+    driver.step()
+    assert progress(driver) == [(2, 0)]
+
+
+def test_the_time_of_a_step_is_that_between_results_while_there_is_work() -> None:
+    """A launch in advance ends early: what counts is how often tokens come."""
+    engine = large_engine(step_tokens=64, max_sequences=4, kv_tokens=2048)
+    driver = joined(engine)
+    grant(driver, 1, prompt_of(1, 20), max_tokens=60)
+    driver.now += 1.0  # idle time is no step's
+    call_seconds = 0.02
+    while engine.has_work:
+        result = engine.step()
+        driver.now += 0.02
+        driver.protocol.publish(result, driver.now - call_seconds, driver.now)
+        call_seconds = 0.001
+    driver.wait(2.0)
+    beat = driver.messages(WorkerBeat)[-1]
+    assert StepCurve(*beat.step_curve).seconds(0, 1, 50) == pytest.approx(0.02, rel=0.01)
+
+
+def test_beats_during_a_step_say_what_the_last_one_said_of_cache_and_speed() -> None:
+    driver = joined(large_engine(step_tokens=64, max_sequences=4, kv_tokens=2048))
+    names = grant(driver, 1, prompt_of(1, 200), max_tokens=100)
+    driver.step(20)
+    driver.wait(2.0)
+    before = driver.messages(WorkerBeat)[-1]
+    driver.step()
+    beat = driver.protocol.beat()
+    assert beat is not None
+    assert isinstance(beat.message, WorkerBeat)
+    assert beat.message.step == before.step + 1
+    assert beat.message.step_curve == before.step_curve != ()
+    assert beat.arrays[0].tolist() == names[::-1]

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 from sfllm.bands import band_of
 from sfllm.messages import WorkerBeat, WorkerProgress
 from sfllm.prefixes import CHUNK_TOKENS, MAX_SUMMARY_PREFIXES
-from sfllm.step_curve import StepCurve, StepCurveFit
-from sfllm.wire import as_array
+from sfllm.step_curve import StepCurveFit
+from sfllm.wire import Array, as_array
 from sfllm_worker.engine.interface import EngineInterface, StepResult
 from sfllm_worker.protocol_results import Outgoing
 
-MAX_NAMES = 16384
-"""Beginnings of prompts that are remembered, those used last."""
+MAX_NAMES = 8 * MAX_SUMMARY_PREFIXES
+"""Beginnings of prompts that are remembered, those used last; each is looked up for every beat."""
+
+
+class _Look(NamedTuple):
+    slots: int
+    step_curve: tuple[float, ...]
+    bands: tuple[int, ...]
+    names: Array
 
 
 class Feedback:
@@ -25,7 +33,8 @@ class Feedback:
         self._grants = 0
         self._said: tuple[int, int] | None = None
         self._fit = StepCurveFit()
-        self._last_ended = float("-inf")
+        self._last_ended: float | None = None
+        self._look = _Look(0, (), (), as_array("Q", ()))
         self._block_of: OrderedDict[int, bytes] = OrderedDict()
 
     def joined(self, shortest_first: bool) -> None:
@@ -54,11 +63,11 @@ class Feedback:
             self._block_of.popitem(last=False)
 
     def measured(self, result: StepResult, started: float, ended: float) -> None:
-        """A step was read. Steps that were launched ahead take from one result to the next."""
+        """A step was read. While there is work it takes from one result to the next: tokens come so often."""
         shape = result.shape
         if shape.prefill_tokens or shape.decode_rows:
-            self._fit.add(*shape, ended - max(started, self._last_ended))
-        self._last_ended = ended
+            self._fit.add(*shape, ended - (started if self._last_ended is None else self._last_ended))
+        self._last_ended = ended if self._engine.has_work else None
 
     def progress(self, lease: int) -> Outgoing | None:
         """What is left to prefill, if that was not said yet."""
@@ -68,12 +77,17 @@ class Feedback:
         self._said = now
         return Outgoing(WorkerProgress(lease, *now))
 
-    def beat(self, lease: int, step: int, digest: int) -> Outgoing:
-        """A beat."""
+    def look(self) -> None:
+        """See what beats are to carry from now on, and size batches by it."""
         engine, curve = self._engine, self._fit.curve()
-        lengths = engine.context_lengths
         if curve is not None:
             engine.follow(curve)
+        names = as_array("Q", self._cached_names())
+        self._look = _Look(engine.slots, tuple(curve or ()), _counts(engine.context_lengths), names)
+
+    def beat(self, lease: int, step: int, digest: int) -> Outgoing:
+        """A beat, with what `look` saw last: it takes long enough not to be done for every step."""
+        engine, look = self._engine, self._look
         beat = WorkerBeat(
             lease=lease,
             step=step,
@@ -81,16 +95,16 @@ class Feedback:
             waiting=engine.num_waiting,
             free_kv_tokens=engine.free_kv_tokens,
             digest=digest,
-            slots=engine.slots,
-            step_curve=tuple(curve) if curve is not None else (),
-            bands=_counts(lengths),
+            slots=look.slots,
+            step_curve=look.step_curve,
+            bands=look.bands,
         )
-        return Outgoing(beat, (as_array("Q", self._cached_names()),))
+        return Outgoing(beat, (look.names,))
 
     @property
-    def curve(self) -> StepCurve | None:
-        """What steps take, as far as it is known."""
-        return self._fit.curve()
+    def step_curve(self) -> tuple[float, ...]:
+        """What steps take, as of the last look: the parts of a `StepCurve`; nothing while it is unknown."""
+        return self._look.step_curve
 
     def _cached_names(self) -> list[int]:
         names: list[int] = []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from sfllm.metrics import TOKEN_COUNT_BUCKETS, TOKEN_LATENCY_BUCKETS, Metrics
 from sfllm_worker.engine.interface import EngineInterface, StepResult
 from sfllm_worker.graphs.figures import GraphFigures
 from sfllm_worker.telemetry import GpuTelemetry
+
+STEP_COST_PARTS = ("base", "prefill_token", "decode", "context_token")
 
 
 class WorkerMetrics:
@@ -34,6 +37,12 @@ class WorkerMetrics:
         self._slots = metrics.gauge(
             "sequence_slots", "Sequences that this worker takes at a time now", labels
         ).labels(*self._values)
+        cost = metrics.gauge(
+            "step_cost_seconds",
+            "What a step takes: in any case, for each prompt token, decode and token of its context",
+            (*labels, "part"),
+        )
+        self._step_cost = [cost.labels(*self._values, part) for part in STEP_COST_PARTS]
         self._preemptions = metrics.counter(
             "num_preemptions_total", "Sequences whose blocks were taken back to be computed again", labels
         ).labels(*self._values)
@@ -79,6 +88,11 @@ class WorkerMetrics:
         self._preemptions.inc(result.preempted)
         self._step_tokens.observe(result.num_tokens)
         self._step_seconds.observe(seconds)
+
+    def step_curve(self, parts: Sequence[float]) -> None:
+        """What steps take: the parts of a `StepCurve`, or nothing while it is unknown."""
+        for gauge, seconds in zip(self._step_cost, parts, strict=False):
+            gauge.set(seconds)
 
     def state(self, engine: EngineInterface) -> None:
         """Show what the engine holds now."""

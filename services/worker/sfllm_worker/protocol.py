@@ -138,6 +138,7 @@ class WorkerProtocol:
             self.next_beat = now + self._welcome.beat_seconds
             if self.draining:
                 self._send(WorkerDraining(self._welcome.lease))  # again: the first may be lost
+            self._feedback.look()
             self._outgoing.append(self._beat(self._welcome.lease))
 
     def seconds_to_timer(self, now: float) -> float:
@@ -153,6 +154,11 @@ class WorkerProtocol:
     def beat(self) -> Outgoing | None:
         """What to tell the scheduler while a step runs; None without a lease."""
         return None if self.lease is None else self._beat(self.lease)
+
+    @property
+    def step_curve(self) -> tuple[float, ...]:
+        """What steps take, as the last beat said it."""
+        return self._feedback.step_curve
 
     def publish(self, result: StepResult, started: float, ended: float) -> None:
         """Say what came of the engine's step, which nothing else may come between."""

@@ -166,6 +166,7 @@ class WorkerService:
         self._protocol.publish(result, started, ended)
         self._send_outgoing(ended)
         self._metrics.step(result, ended - started)
+        self._metrics.step_curve(self._protocol.step_curve)
         self._metrics.state(self._engine)
 
     def _rest(self, now: float) -> None:

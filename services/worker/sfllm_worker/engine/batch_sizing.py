@@ -31,15 +31,20 @@ class BatchSizing:
         """Steps take this now, and sequences are about so long."""
         self._curve = curve
         each = curve.per_decode_row + curve.per_context_token * mean_context
-        left = self._target - curve.base_seconds
-        fitting = self._most if each <= 0.0 else max(1, min(self._most, int(left / each)))
+        fitting = max(1, _fitting(self._target - curve.base_seconds, each, self._most))
         if abs(fitting - self.sequences) > TOLERANCE * self.sequences or fitting == self._most:
             self.sequences = fitting
 
     def prefill_tokens(self, most: int, rows: int, context_tokens: int) -> int:
         """How many prompt tokens may be in a step beside so many decodes: `most` if there are none."""
         curve = self._curve
-        if not rows or curve is None or curve.per_prefill_token <= 0.0:
+        if not rows or curve is None:
             return most
         left = self._target - curve.seconds(0, rows, context_tokens)
-        return min(most, max(LEAST_PREFILL_TOKENS, int(left / curve.per_prefill_token)))
+        return max(_fitting(left, curve.per_prefill_token, most), min(most, LEAST_PREFILL_TOKENS))
+
+
+def _fitting(seconds: float, each: float, most: int) -> int:
+    """How many fit if each takes so long: 0 to `most`, which is also how many if they take no time."""
+    seconds = max(seconds, 0.0)
+    return most if each * most <= seconds else int(seconds / each)

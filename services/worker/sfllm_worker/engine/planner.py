@@ -70,7 +70,8 @@ class Planner:
 
     Invariants: a sequence is in exactly one of the two; a waiting one has no blocks; `running`
     is in admission order, oldest first; the slots of all running ones fit `max_sequences`. Steps are
-    numbered from 1, launched one after the other and settled in the same order.
+    numbered from 1, launched one after the other and settled in the same order. Among `_begun` are all
+    running sequences with a prompt that is not computed yet.
     """
 
     def __init__(self, limits: Limits, pool: BlockPool) -> None:
@@ -83,6 +84,7 @@ class Planner:
         self.prefixes = Prefixes(pool, limits.block_size)
         self.shortest_first = False
         self.sizing: BatchSizing | None = None
+        self._begun: list[Sequence] = []
         self._slots_used = 0
         self._launched = self._settled = 0
 
@@ -100,9 +102,12 @@ class Planner:
     def pending_tokens(self) -> int:
         """Uncached tokens to compute before sequences can go on, of one at most a step's worth."""
         most, block_size = self.limits.max_step_tokens, self.limits.block_size
-        running = sum(min(each.remaining, most) for each in self.running if each.remaining > 1)
+        running = sum(
+            min(each.remaining, most) for each in self._begun if each.block_table and each.remaining > 1
+        )
         return running + sum(
-            min(len(each.tokens) - len(self.prefixes.find(each)) * block_size, most) for each in self.waiting
+            min(len(each.tokens) - self.prefixes.count_known(each) * block_size, most)
+            for each in self.waiting
         )
 
     def add(self, sequence: Sequence) -> None:
@@ -154,6 +159,7 @@ class Planner:
             self._plan_shared(prefilling, budget, may_admit, plan)
         else:
             self._plan_in_order(prefilling, budget, may_admit, plan)
+        self._begun = [*prefilling, *plan.admitted]
         if len(plan.rows) > num_decodes:
             plan.rows.sort(key=lambda row: row.num_tokens > 1)
         return plan
@@ -234,24 +240,22 @@ class Planner:
 
     def _plan_shared(self, prefilling: list[Sequence], budget: int, may_admit: bool, plan: StepPlan) -> None:
         """Half for the oldest, half for the shortest; what one of the halves leaves over is the other's."""
-        while (
-            budget > 0
-            and may_admit
-            and (not prefilling or sum(each.remaining for each in prefilling[1:]) < budget // 2)
-            and self._admit_next(plan)
-        ):
-            prefilling.append(plan.admitted[-1])
-        if not prefilling or budget < 1:
+        prompts = [*prefilling]
+        beside = sum(each.remaining for each in prompts[1:])
+        while budget > 0 and may_admit and (not prompts or beside < budget // 2) and self._admit_next(plan):
+            beside += plan.admitted[-1].remaining if prompts else 0
+            prompts.append(plan.admitted[-1])
+        if not prompts or budget < 1:
             return
-        counts = {prefilling[0]: min(prefilling[0].remaining, budget - budget // 2)}
-        budget -= counts[prefilling[0]]
-        for sequence in sorted(prefilling, key=lambda each: each.remaining):
+        counts = {prompts[0]: min(prompts[0].remaining, budget - budget // 2)}
+        budget -= counts[prompts[0]]
+        for sequence in sorted(prompts, key=lambda each: each.remaining):
             before = counts.get(sequence, 0)
             count = min(sequence.remaining - before, budget)
             if count > 0:
                 counts[sequence] = before + count
                 budget -= count
-        for sequence in prefilling:
+        for sequence in prompts:
             if sequence in counts:
                 self._plan_chunk(sequence, counts[sequence], plan)
 

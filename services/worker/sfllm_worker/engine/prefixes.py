@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.kv.block_pool import BlockPool
 from sfllm_worker.kv.prefix_hash import extend_hashes
@@ -30,13 +32,28 @@ class Prefixes:
             return []
         return self._pool.find(self._hashes(sequence)[: self._usable(sequence)])
 
+    def count_known(self, sequence: Sequence) -> int:
+        """Blocks of its longest prefix that is cached or being computed; cheap, and rarely wrong.
+
+        It looks for the end by bisection, as if a block was never there without those before it.
+        """
+        if sequence.sampling.prompt_logprobs >= 0 and sequence.reported_prompt < sequence.prompt_count:
+            return 0
+        hashes, usable = self._hashes(sequence), self._usable(sequence)
+        if not usable or self._is_unknown(hashes[0]):
+            return 0
+        return bisect_left(hashes, True, 1, usable, key=self._is_unknown)
+
+    def _is_unknown(self, block_hash: bytes) -> bool:
+        return block_hash not in self._leaders and not self._pool.has(block_hash)
+
     def hashes_of(self, sequence: Sequence) -> list[bytes]:
         """The names of a sequence's full blocks."""
         return self._hashes(sequence)
 
     def has(self, block_hash: bytes) -> bool:
         """Whether the block of that name is in the cache."""
-        return bool(self._pool.find([block_hash]))
+        return self._pool.has(block_hash)
 
     def leader_of(self, sequence: Sequence, cached: list[int]) -> Sequence | None:
         """The running sequence that is about to publish the block which follows the `cached` ones."""

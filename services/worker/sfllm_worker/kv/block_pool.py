@@ -73,6 +73,10 @@ class BlockPool:
             found.append(block)
         return found
 
+    def has(self, prefix_hash: bytes) -> bool:
+        """Whether the block of that hash is here."""
+        return prefix_hash in self._block_of
+
     def num_free_among(self, blocks: Sequence[int]) -> int:
         """How many of `blocks` are free: sharing those takes them out of the free ones."""
         return sum(block in self._free for block in blocks)
