@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-system chaos chaos-short soak simulate-faults lint format gpu-static gpu-check gpu-bench gpu-wheels bench-peers images compose-up compose-down constraints docs clean distclean
+.PHONY: help install serve test test-system chaos chaos-short soak simulate-faults simulate-1000 lint format gpu-static gpu-check gpu-bench gpu-wheels bench-peers images compose-up compose-down constraints docs clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ soak: install ## an hour of mixed load, and what memory it leaves; others: make 
 
 simulate-faults: install ## gateway, scheduler and worker machines over a faulty network: ARGS="--seeds 1000"
 	PYTHONPATH=tests/simulation $(BIN)/python -m sfllm_simulation $(ARGS)
+
+simulate-1000: install ## 1,000 workers under more than they can serve: the policies compared, the ratio last
+	$(BIN)/sfllm simulate --workers 1000 --profile cpu --mix uniform --requests 30000 --rate 6000 --policy fcfs,length,auto $(ARGS)
 
 lint: install ## style, types, import rules, links in the documents
 	$(BIN)/ruff check .

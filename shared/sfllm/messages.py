@@ -475,8 +475,8 @@ class WorkerWelcome(Message, frozen=True):
     """Answers `WorkerHello`. Every later message of the worker carries `lease`; others are stale.
 
     A worker that hears no beat for `lease_seconds` cancels all that it holds and says hello again.
-    `shortest_first`: the shortest prompts have the first half of every step's prefill, the oldest one the
-    other half; otherwise prompts are computed in the order of arrival.
+    `shortest_first`: prompts much shorter than what is left of the oldest one have half of every step's
+    prefill, shortest first; otherwise prompts are computed in the order of arrival.
     """
 
     kind = 60

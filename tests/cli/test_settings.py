@@ -26,7 +26,7 @@ def test_the_configuration_document_is_current() -> None:
     assert DOCUMENT.read_text(encoding="utf-8") == render(), "run: make docs"
 
 
-@pytest.mark.parametrize("command", ["serve", "chat", "bench", "pull"])
+@pytest.mark.parametrize("command", ["serve", "chat", "batch", "bench", "simulate", "pull"])
 def test_help_names_every_setting_with_its_variable(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([command, "--help"])

@@ -52,6 +52,18 @@ def test_the_shortest_of_those_that_are_being_computed_goes_first() -> None:
     assert step(planner) == {oldest: 13, middle: 3}
 
 
+def test_prompts_of_like_length_are_computed_one_after_the_other() -> None:
+    planner = sharing_planner()
+    first, second = add(planner, 40), add(planner, 40)
+    assert [step(planner) for _ in range(3)] == [{first: 16}, {first: 16}, {first: 8, second: 8}]
+
+
+def test_prompts_that_are_all_short_fill_the_step() -> None:
+    planner = sharing_planner()
+    prompts = [add(planner, 4) for _ in range(5)]
+    assert step(planner) == dict.fromkeys(prompts[:4], 4)
+
+
 def test_the_oldest_gets_half_however_many_short_ones_come() -> None:
     planner = sharing_planner()
     oldest = add(planner, 80)

@@ -269,15 +269,18 @@ class ModelledEngine:
         return chunks
 
     def _shared_chunks(self, budget: int) -> list[tuple[Work, int]]:
-        """Half of the budget for the oldest, the other half for the shortest, what is left over for all."""
+        """Half for the oldest, half for those with less than half as much left, the rest by arrival."""
         while self._unfilled(budget) and self._admit() is not None:
             pass
         if not self._prefilling or budget < 1:
             return []
         counts: dict[tuple[int, int], int] = {}
         oldest = self._prefilling[0]
-        shortest = sorted(self._prefilling, key=lambda work: work.left)
-        for work, most in [(oldest, budget - budget // 2), *((work, budget) for work in shortest)]:
+        short = sorted(
+            (work for work in self._prefilling if work.left * 2 <= oldest.left), key=lambda work: work.left
+        )
+        everybody = [(work, budget) for work in (*short, *self._prefilling)]
+        for work, most in [(oldest, budget - budget // 2), *everybody]:
             before = counts.get(work.key, 0)
             count = min(work.left - before, most, budget)
             if count > 0:
@@ -286,8 +289,9 @@ class ModelledEngine:
         return [(work, counts[work.key]) for work in self._prefilling if work.key in counts]
 
     def _unfilled(self, budget: int) -> bool:
-        """Whether one more prompt beside those being computed would have a part of the step."""
-        return sum(work.left for work in self._prefilling[1:]) < budget // 2 or not self._prefilling
+        """Whether one more prompt would have a part of the step, of which the oldest takes half at most."""
+        left = sum(work.left for work in self._prefilling[1:])
+        return not self._prefilling or left + min(self._prefilling[0].left, budget - budget // 2) < budget
 
     def _admit(self) -> Work | None:
         """The next waiting request that has room and does not wait for another's beginning."""

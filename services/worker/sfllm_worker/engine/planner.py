@@ -2,7 +2,7 @@
 
 Every running sequence that has one token left to compute decodes; the rest of the
 step's token budget goes to prefill, in chunks, oldest first, and then to admissions. With `shortest_first`
-half of it is for the oldest prompt and half for the shortest ones, so that none waits behind a long one.
+half of it is for the oldest prompt and half for much shorter ones, so that none waits behind a long one.
 When a decode finds no free block, the youngest running sequence is preempted: its
 blocks are freed and it is computed again later (recompute, as in vLLM, SOSP 2023).
 A sequence whose prompt begins like one that is being computed waits for those blocks.
@@ -239,17 +239,27 @@ class Planner:
             budget -= self._plan_chunk(plan.admitted[-1], budget, plan)
 
     def _plan_shared(self, prefilling: list[Sequence], budget: int, may_admit: bool, plan: StepPlan) -> None:
-        """Half for the oldest, half for the shortest; what one of the halves leaves over is the other's."""
+        """Half for the oldest, half for prompts of which less than half as much is left, shortest first.
+
+        What these leave over goes by arrival: prompts of like length one after the other, not all at once.
+        """
         prompts = [*prefilling]
-        beside = sum(each.remaining for each in prompts[1:])
-        while budget > 0 and may_admit and (not prompts or beside < budget // 2) and self._admit_next(plan):
-            beside += plan.admitted[-1].remaining if prompts else 0
-            prompts.append(plan.admitted[-1])
+        # Of the oldest one at most half a step is counted, so that there is something for the other half.
+        left = sum(each.remaining for each in prompts)
+        over = max(0, prompts[0].remaining - (budget - budget // 2)) if prompts else 0
+        while may_admit and left - over < budget and self._admit_next(plan):
+            admitted = plan.admitted[-1]
+            left += admitted.remaining
+            if not prompts:
+                over = max(0, admitted.remaining - (budget - budget // 2))
+            prompts.append(admitted)
         if not prompts or budget < 1:
             return
-        counts = {prompts[0]: min(prompts[0].remaining, budget - budget // 2)}
-        budget -= counts[prompts[0]]
-        for sequence in sorted(prompts, key=lambda each: each.remaining):
+        oldest = prompts[0]
+        counts = {oldest: min(oldest.remaining, budget - budget // 2)}
+        budget -= counts[oldest]
+        short = [each for each in prompts if each.remaining * 2 <= oldest.remaining]
+        for sequence in [*sorted(short, key=lambda each: each.remaining), *prompts]:
             before = counts.get(sequence, 0)
             count = min(sequence.remaining - before, budget)
             if count > 0:
