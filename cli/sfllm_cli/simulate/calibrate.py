@@ -16,13 +16,14 @@ from rich.console import Console
 
 from sfllm.step_curve import LEAST_STEPS, StepCurveFit
 from sfllm_cli.bench.command import benchmark, check
+from sfllm_cli.bench.figures import median_figures
 from sfllm_cli.bench_settings import BenchSettings
 from sfllm_cli.errors import CommandError
 from sfllm_cli.simulate.profiles import PRESETS, Profile
 from sfllm_cli.simulate_settings import SimulateSettings
 
 OUTPUT_TOKENS = 48
-ROUNDS_OF_REQUESTS = 3
+ROUNDS = 3
 CONNECT_SECONDS = 10.0
 
 
@@ -76,17 +77,21 @@ def _measure(
 ) -> tuple[float, float]:
     """Median time to the first token and between tokens, in seconds, with every worker loaded alike."""
     concurrency = load.rows * settings.calibrate_workers
+    # All at once and none after them, so that most steps between tokens are steps of decode alone.
     bench = BenchSettings(
         url=(settings.calibrate or "",),
         concurrency=(concurrency,),
-        requests=concurrency * ROUNDS_OF_REQUESTS,
+        requests=concurrency,
+        rounds=ROUNDS,
+        max_repeats=0,
+        quiet_seconds=0.0,
         prompt_tokens=str(load.prompt_tokens),
         output_tokens=str(output_tokens),
         ignore_eos=True,
         seed=load.rows * 10_000 + load.prompt_tokens,  # prompts that no cache has
     )
     _, legs = asyncio.run(benchmark(bench, check(bench), None, console))
-    figures = legs[0].figures
+    figures = median_figures([leg.figures for leg in legs])
     if figures.failed:
         raise CommandError(f"{settings.calibrate}: {dict(figures.errors)}")
     text = f"{load.rows} a worker, {load.prompt_tokens} in: TTFT {figures.ttft.p50 * 1000:.1f} ms"
