@@ -68,6 +68,10 @@ class WorkloadSettings(FleetSettings, frozen=True, kw_only=True):
         tuple[Annotated[float, Meta(gt=0)], ...],
         Meta(description="shares of the requests that tenants send; one tenant if unset"),
     ] = ()
+    weights: Annotated[
+        tuple[Annotated[float, Meta(gt=0)], ...],
+        Meta(description="shares of the service that these tenants are to have; equal ones if unset"),
+    ] = ()
     deadline_seconds: Annotated[float, Meta(gt=0, description="deadline of every request")] = 600.0
     max_tokens: Annotated[
         int, Meta(ge=0, description="what clients allow an answer to have; 0: they know how long it will be")
@@ -82,6 +86,9 @@ class SimulateSettings(WorkloadSettings, frozen=True, kw_only=True):
         tuple[Literal["auto", "length", "prefix", "fcfs"], ...],
         Meta(description="the scheduler's policy; several are compared, each with the last one"),
     ] = ("auto",)
+    find_goodput: Annotated[
+        bool, Meta(description="search the load at which each policy has its best goodput, instead of --load")
+    ] = False
     max_overtakes: Annotated[
         int | None,
         Meta(description="times a waiting request may be passed; the scheduler's default if unset"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +23,7 @@ from sfllm_cli.simulate.calibrate import calibrate
 from sfllm_cli.simulate.figures import Figures
 from sfllm_cli.simulate.profiles import Profile, load_profile
 from sfllm_cli.simulate.report import Run, show, write
+from sfllm_cli.simulate.search import best_load
 from sfllm_cli.simulate.workload import (
     CHATS,
     MIXES,
@@ -44,6 +47,7 @@ CAPACITY_REQUESTS = 4000
 CAPACITY_REQUESTS_A_WORKER = 60
 SAMPLE = 2000
 NO_BOUND = 10**9
+WORKER_WAIT_SECONDS = 600.0
 GRACE = 0.9
 
 
@@ -69,16 +73,44 @@ def run(argv: Sequence[str]) -> int:
     if settings.png is not None:
         need_plots()
     profile, entries = fleet_profile(settings), _read_trace(settings)
-    runs = []
-    for rate, load in _rates(settings, profile, entries):
-        for policy in settings.policy:
-            figures, cost = simulate(settings, profile, policy, rate, entries)
-            runs.append(Run(policy, load, rate, figures))
-            if settings.timing:
-                _say_cost(settings, cost, policy)
+    run_one = partial(_run, settings, profile, entries)
+    if settings.find_goodput:
+        runs = _search(settings, capacity(settings, profile, entries), run_one)
+    else:
+        rates = _rates(settings, profile, entries)
+        runs = [run_one(policy, rate, load) for rate, load in rates for policy in settings.policy]
     show(Console(stderr=settings.json == "-"), settings, profile, runs)
     write(settings, runs)
     return 0
+
+
+def _run(
+    settings: SimulateSettings,
+    profile: Profile,
+    entries: Sequence[Entry] | None,
+    policy: str,
+    rate: float,
+    load: float | None,
+) -> Run:
+    figures, cost = simulate(settings, profile, policy, rate, entries)
+    if settings.timing:
+        _say_cost(settings, cost, policy)
+    return Run(policy, load, rate, figures)
+
+
+def _search(
+    settings: SimulateSettings, served: float, run_one: Callable[[str, float, float], Run]
+) -> list[Run]:
+    """All runs that it took to find the best goodput of each policy."""
+    runs: list[Run] = []
+
+    def goodput(policy: str, load: float) -> float:
+        runs.append(run_one(policy, served * load, load))
+        return runs[-1].figures.good_per_second
+
+    for policy in settings.policy:
+        best_load(partial(goodput, policy))
+    return sorted(runs, key=lambda run: (run.load, settings.policy.index(run.policy)))
 
 
 def simulate(
@@ -87,7 +119,11 @@ def simulate(
     """One run of one policy at `rate` requests a second."""
     chance = random.Random(f"faults {settings.seed}").random
     values = PolicyValues(
-        policy=policy, max_queue_requests=settings.max_queue_requests or NO_BOUND, worker_wait_seconds=600.0
+        policy=policy,
+        max_queue_requests=settings.max_queue_requests or NO_BOUND,
+        target_ttft_seconds=settings.ttft_target_ms / 1000,
+        tenant_weights=tuple((f"tenant-{number}", weight) for number, weight in enumerate(settings.weights)),
+        worker_wait_seconds=WORKER_WAIT_SECONDS,
     )
     if settings.max_overtakes is not None:
         values = replace(values, max_overtakes=settings.max_overtakes)
@@ -110,7 +146,14 @@ def simulate(
     )
     world = World(setup, asked(settings, rate, settings.requests, entries), time.process_time)
     began = time.process_time()
-    figures = world.run()
+    # Nothing here refers to itself, and looking for what does would take a quarter of the time.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        figures = world.run()
+    finally:
+        if collects:
+            gc.enable()
     cost = Cost(time.process_time() - began, world.scheduler.cpu_seconds, world.agenda.happened)
     return figures, cost
 

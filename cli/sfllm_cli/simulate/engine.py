@@ -1,7 +1,7 @@
 """A worker's steps: chunked prefill, decode, cache, preemption, over a curve instead of a model.
 
-What `sfllm_worker.engine.planner` does with tensors behind it, with counts in place of blocks. Steps
-that only decode are alike until somebody ends, so a run of them is one event.
+What `sfllm_worker.engine.planner` does with tensors behind it, with counts in place of blocks
+(`blocks.py`). Steps that only decode are alike until somebody ends, so a run of them is one event.
 """
 
 from __future__ import annotations
@@ -9,79 +9,37 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
-from typing import NamedTuple
+from operator import attrgetter
 
 from sfllm.prefixes import CHUNK_TOKENS
-from sfllm_cli.simulate.prefix_cache import PrefixCache
-from sfllm_cli.simulate.profiles import BLOCK_TOKENS, Profile
+from sfllm_cli.simulate.blocks import Blocks
+from sfllm_cli.simulate.profiles import Profile
+from sfllm_cli.simulate.sharing import has_room, share_out
+from sfllm_cli.simulate.sizing import Sizing
+from sfllm_cli.simulate.work import Key, Plan, Work
 
-LEAST_PREFILL_TOKENS = 32
-"""A step takes in so many prompt tokens whatever the target: prefill always gets on."""
-
-
-class Work:
-    """One request on a worker. `prompt` counts the tokens to compute first, those of lost attempts included.
-
-    `left` is what of it is not computed, `outputs` how many tokens are to come, `got` how many came before it
-    last began to decode, `context` what it has in the cache, `own` what of that no other sequence shares.
-    `ends_at` is the number of the worker's step that gives its last token, -1 while it does not decode.
-    """
-
-    __slots__ = (
-        "attempt",
-        "context",
-        "ends_at",
-        "got",
-        "key",
-        "left",
-        "names",
-        "outputs",
-        "own",
-        "prompt",
-        "shared",
-    )
-
-    def __init__(
-        self, key: tuple[int, int], attempt: int, prompt: int, outputs: int, names: Sequence[int]
-    ) -> None:
-        self.key = key
-        self.attempt = attempt
-        self.prompt = self.left = prompt
-        self.outputs = outputs
-        self.names = names
-        self.context = self.own = self.shared = self.got = 0
-        self.ends_at = -1
-
-
-class Plan(NamedTuple):
-    """`steps` equal steps of `rows` decodes, or one step with `chunks` of prefill beside them."""
-
-    steps: int
-    rows: int
-    chunks: list[tuple[Work, int]]
-    seconds: float
+_turn = attrgetter("turn")
 
 
 class ModelledEngine:
-    """Owner of a worker's sequences: waiting, being prefilled, decoding.
-
-    Invariant: the tokens of all sequences and of the prefix cache fit `kv_tokens`.
-    """
+    """Owner of a worker's sequences: waiting, being prefilled (in the order of admission), decoding."""
 
     def __init__(self, profile: Profile, slowness: float = 1.0) -> None:
         self.slowness = slowness
         self.shortest_first = False
-        self.prefixes = PrefixCache()
+        self.blocks = Blocks(profile.kv_blocks, profile.block_size)
+        self.sizing = Sizing(profile.target_itl_seconds, profile.slots)
         self.preempted = 0
+        self.queried_tokens = self.hit_tokens = 0
         self.steps = 0
         self._profile = profile
         self._curve = profile.curve
         self._waiting: deque[Work] = deque()
         self._prefilling: list[Work] = []
-        self._decoding: dict[tuple[int, int], Work] = {}
-        self._ends: list[tuple[int, tuple[int, int], Work]] = []
+        self._decoding: dict[Key, Work] = {}
+        self._ends: list[tuple[int, Key, Work]] = []
         self._context = 0
-        self._own = 0
+        self._turn = 0
 
     @property
     def running(self) -> int:
@@ -96,57 +54,56 @@ class ModelledEngine:
     @property
     def free_tokens(self) -> int:
         """Room in the cache that is used by nobody, or by nobody now."""
-        return self._profile.kv_tokens - self._own - self.prefixes.tokens + self.prefixes.idle_tokens
+        return self.blocks.size * self.blocks.free
 
     @property
     def pending_tokens(self) -> int:
         """What is left to prefill, of a long prompt one step's budget."""
         most = self._profile.step_tokens
         return sum(min(work.left, most) for work in self._prefilling) + sum(
-            min(work.left - CHUNK_TOKENS * self.prefixes.longest(work.names), most) for work in self._waiting
+            min(work.left - CHUNK_TOKENS * self._known(work), most) for work in self._waiting
         )
+
+    def follow(self) -> None:
+        """Size batches by what steps take now, as a worker does with every beat."""
+        if self.running:
+            context = self._context + sum(work.context for work in self._prefilling)
+            self.sizing.follow(self._curve, self.slowness, context / self.running)
 
     def add(self, work: Work) -> None:
         """Take a request."""
         self._waiting.append(work)
 
-    def remove(self, key: tuple[int, int], *, unless_begun: bool = False) -> bool:
-        """Forget a request wherever it is; whether it was here, and had not begun if that matters."""
-        for work in self._waiting:
-            if work.key == key:
-                self._waiting.remove(work)
-                return True
-        if unless_begun:
-            return False
-        for work in [*self._prefilling, *self._decoding.values()]:
-            if work.key == key:
-                self._stop(work)
-                return True
-        return False
+    def find(self, key: Key) -> Work | None:
+        """The request of that name."""
+        found = self._decoding.get(key)
+        return found or next((work for work in (*self._prefilling, *self._waiting) if work.key == key), None)
+
+    def remove(self, work: Work) -> None:
+        """Forget a request wherever it is; not while a step with it is under way."""
+        if work in self._waiting:
+            self._waiting.remove(work)
+        else:
+            self._stop(work)
 
     def plan(self) -> Plan | None:
         """The next step, or a run of equal ones; None when there is nothing to do."""
-        self._make_room_to_decode()
+        preempted = self._make_room_to_decode()
         rows = len(self._decoding)
-        chunks = self._chunks(self._prefill_budget(rows))
-        if chunks:
-            tokens = sum(count for _, count in chunks)
-            return Plan(1, rows, chunks, self._curve.seconds(tokens, rows, self._context) * self.slowness)
+        if self._prefilling or self._waiting:
+            budget, admitted = self._prefill_budget(rows), []
+            while not preempted and self._has_room(budget) and (work := self._admit()) is not None:
+                admitted.append(work)
+            if chunks := share_out(self._prefilling, budget, shortest_first=self.shortest_first):
+                tokens = sum(count for _, count in chunks)
+                seconds = self._curve.seconds(tokens, rows, self._context) * self.slowness
+                return Plan(1, rows, chunks, admitted, seconds)
         if not rows:
             return None
         while self._ends[0][2].ends_at != self._ends[0][0]:
             heappop(self._ends)  # it was preempted or cancelled since
-        steps = max(1, min(self._ends[0][0] - self.steps, self.free_tokens // rows))
-        return Plan(steps, rows, [], self.seconds(rows, steps))
-
-    def _prefill_budget(self, rows: int) -> int:
-        """Prompt tokens in the next step; so few beside decodes that the target for their time is kept."""
-        budget = self._profile.step_tokens - rows
-        target, each = self._profile.target_itl_seconds, self._curve.per_prefill_token
-        if not rows or target is None or not each:
-            return budget
-        left = target / self.slowness - self._curve.seconds(0, rows, self._context)
-        return max(min(budget, int(left / each)), LEAST_PREFILL_TOKENS)
+        steps = self.blocks.steps_that_fit(self.steps, self._ends[0][0] - self.steps)
+        return Plan(steps, rows, [], [], self.seconds(rows, steps))
 
     def seconds(self, rows: int, steps: int) -> float:
         """What so many of the next steps take that only decode: each adds a token to every context."""
@@ -156,18 +113,17 @@ class ModelledEngine:
 
     def complete(self, plan: Plan, steps: int) -> tuple[list[Work], list[Work]]:
         """So many steps of a plan are over: who has got a first token, and who its last."""
+        self.blocks.decoded(self.steps, steps)
         self.steps += steps
-        grown = plan.rows * steps
-        self._context += grown
-        self._take(grown)
+        self._context += plan.rows * steps
         finished = list(self._finished())
         first = []
         for work, count in plan.chunks:
             work.left -= count
             work.context += count
+            self._publish(work)
             if not work.left:
                 self._prefilling.remove(work)
-                self._publish(work)
                 first.append(work)
         for work in first:
             work.got += 1
@@ -186,138 +142,136 @@ class ModelledEngine:
         """Everything that is here."""
         return [*self._waiting, *self._prefilling, *self._decoding.values()]
 
+    def check_integrity(self) -> None:
+        """Raise AssertionError unless the counts are those of the sequences."""
+        self.blocks.check_integrity()
+        decoding = self._decoding.values()
+        contexts = [work.context + work.outputs - work.got - self.left_of(work) for work in decoding]
+        assert self._context == sum(contexts)
+        own = sum(
+            self.blocks.needed(context, work.shared) for work, context in zip(decoding, contexts, strict=True)
+        )
+        assert self.blocks.own == own + sum(map(self._blocks_of, self._prefilling))
+        assert self.running <= self._profile.slots
+        assert all(work.left > 0 for work in self._prefilling)
+
+    def _prefill_budget(self, rows: int) -> int:
+        """Prompt tokens in the next step; so few beside decodes that the target for their time is kept."""
+        budget = self._profile.step_tokens - rows
+        if budget < 1:
+            return 0
+        return self.sizing.prefill_tokens(self._curve, self.slowness, budget, rows, self._context)
+
     def _decode(self, work: Work) -> None:
         work.ends_at = self.steps + work.outputs - work.got
         self._decoding[work.key] = work
         self._context += work.context
+        self.blocks.begin_decode(self.steps, work.context)
         heappush(self._ends, (work.ends_at, work.key, work))
 
     def _finished(self) -> Iterator[Work]:
         while self._ends and self._ends[0][0] <= self.steps:
             ends_at, _, work = heappop(self._ends)
             if work.ends_at == ends_at:
-                self._stop_decoding(work)
-                self._release(work)
+                self._stop(work)
                 yield work
 
-    def _stop_decoding(self, work: Work) -> None:
-        """Its context, and what it has in the cache for itself, have grown since it began to decode."""
-        got = work.outputs - self.left_of(work)
-        grown = got - work.got
-        work.context += grown
-        work.own += grown
-        work.got = got
-        work.ends_at = -1
-        del self._decoding[work.key]
-        self._context -= work.context
-
     def _stop(self, work: Work) -> None:
-        if work.ends_at >= 0:
-            self._stop_decoding(work)
-        else:
+        if work.ends_at < 0:
             self._prefilling.remove(work)
+        else:
+            got = work.outputs - self.left_of(work)
+            work.context += got - work.got
+            work.got = got
+            work.ends_at = -1
+            del self._decoding[work.key]
+            self._context -= work.context
+            self.blocks.end_decode(self.steps, work.context)
         self._release(work)
 
     def _release(self, work: Work) -> None:
-        self._own -= work.own
-        self.prefixes.leave(work.names[: work.shared])
-        work.own = work.shared = 0
+        """Give its blocks back; beginnings stay in the cache until their room is needed."""
+        self._publish(work)
+        self.blocks.give(self._blocks_of(work), work.names[: work.shared])
+        work.shared = 0
 
-    def _take(self, tokens: int) -> None:
-        self._own += tokens
-        over = self._own + self.prefixes.tokens - self._profile.kv_tokens
-        if over > 0:
-            self.prefixes.evict(over)
+    def _blocks_of(self, work: Work) -> int:
+        """Blocks that a running sequence has for itself; while it decodes, those of when it began to."""
+        return self.blocks.needed(max(work.prompt, work.context), work.shared)
 
-    def _make_room_to_decode(self) -> None:
-        """Preempt the youngest while the next step has no room for everybody."""
-        while len(self._decoding) > self.free_tokens:
+    def _make_room_to_decode(self) -> bool:
+        """Preempt the youngest while the next step has no room for everybody; whether that had to be."""
+        preempted = False
+        while self.blocks.for_decode(self.steps, 1) > self.blocks.free:
+            preempted = True
             self.preempted += 1
-            work = self._prefilling[-1] if self._prefilling else next(reversed(self._decoding.values()))
+            work = max((*self._prefilling[-1:], *self._decoding.values()), key=_turn)
             self._stop(work)
             work.prompt = work.left = work.prompt + work.got
             work.outputs -= work.got
             work.context = work.got = 0
             self._waiting.appendleft(work)
+        return preempted
 
     def _publish(self, work: Work) -> None:
-        """A prompt is computed: others can share its beginnings."""
-        rest = work.names[work.shared :]
-        self.prefixes.use(rest)
-        work.shared = len(work.names)
-        shared = min(CHUNK_TOKENS * len(rest), work.own)
-        work.own -= shared
-        self._own -= shared
-        self._take(0)
+        """What of its beginnings is computed others can share."""
+        computed = min(work.context // CHUNK_TOKENS, len(work.names))
+        if computed > work.shared:
+            self.blocks.publish(work.names[work.shared : computed])
+            work.shared = computed
 
-    def _chunks(self, budget: int) -> list[tuple[Work, int]]:
-        if not self._prefilling and not self._waiting:
-            return []
-        if self.shortest_first:
-            return self._shared_chunks(budget)
-        chunks: list[tuple[Work, int]] = []
-        for work in self._prefilling:
-            if budget < 1:
-                return chunks
-            count = min(work.left, budget)
-            chunks.append((work, count))
-            budget -= count
-        while budget > 0 and (admitted := self._admit()) is not None:
-            count = min(admitted.left, budget)
-            chunks.append((admitted, count))
-            budget -= count
-        return chunks
-
-    def _shared_chunks(self, budget: int) -> list[tuple[Work, int]]:
-        """Half for the oldest, half for those with less than half as much left, the rest by arrival."""
-        while self._unfilled(budget) and self._admit() is not None:
-            pass
-        if not self._prefilling or budget < 1:
-            return []
-        counts: dict[tuple[int, int], int] = {}
-        oldest = self._prefilling[0]
-        short = sorted(
-            (work for work in self._prefilling if work.left * 2 <= oldest.left), key=lambda work: work.left
-        )
-        everybody = [(work, budget) for work in (*short, *self._prefilling)]
-        for work, most in [(oldest, budget - budget // 2), *everybody]:
-            before = counts.get(work.key, 0)
-            count = min(work.left - before, most, budget)
-            if count > 0:
-                counts[work.key] = before + count
-                budget -= count
-        return [(work, counts[work.key]) for work in self._prefilling if work.key in counts]
-
-    def _unfilled(self, budget: int) -> bool:
-        """Whether one more prompt would have a part of the step, of which the oldest takes half at most."""
-        left = sum(work.left for work in self._prefilling[1:])
-        return not self._prefilling or left + min(self._prefilling[0].left, budget - budget // 2) < budget
+    def _has_room(self, budget: int) -> bool:
+        return bool(self._waiting) and has_room(self._prefilling, budget, shortest_first=self.shortest_first)
 
     def _admit(self) -> Work | None:
-        """The next waiting request that has room and does not wait for another's beginning."""
-        if not self._waiting or self.running >= self._profile.slots:
+        """Admit the next waiting request that does not wait for another's beginning, if it has room."""
+        slots = self.sizing.sequences if self.running else self._profile.slots
+        if self.running >= slots:
             return None
+        reserved = self.blocks.for_decode(self.steps, 1)
         for work in self._waiting:
-            cached = self.prefixes.longest(work.names)
-            if self._is_being_computed(work.names[cached : cached + 1]):
+            usable = work.usable
+            cached = self.blocks.cache.longest(usable)
+            if self._leader_of(usable[cached : cached + 1]) is not None:
                 continue
-            needed = -(-(work.left - CHUNK_TOKENS * cached) // BLOCK_TOKENS) * BLOCK_TOKENS
-            if needed > self.free_tokens - CHUNK_TOKENS * cached:
+            found = usable[:cached]
+            needed = self.blocks.needed(work.prompt, cached)
+            if not self.blocks.fits(needed + reserved, found):
                 return None
-            self._waiting.remove(work)
-            self.prefixes.use(work.names[:cached])
-            work.shared = cached
-            work.context = CHUNK_TOKENS * cached
-            work.left -= work.context
-            work.own = needed
-            self._take(needed)
-            self._prefilling.append(work)
+            self._start(work, found, needed)
             return work
         return None
 
-    def _is_being_computed(self, name: Sequence[int]) -> bool:
-        return bool(len(name)) and any(
-            name[0] == other.names[other.shared]
-            for other in self._prefilling
-            if other.shared < len(other.names)
-        )
+    def _start(self, work: Work, found: Sequence[int], needed: int) -> None:
+        self._waiting.remove(work)
+        self.blocks.take(needed, found)
+        work.shared = len(found)
+        work.context = CHUNK_TOKENS * len(found)
+        work.left = work.prompt - work.context
+        if not work.begun:
+            work.cached = work.context
+            self.queried_tokens += work.prompt
+            self.hit_tokens += work.cached
+        self._turn += 1
+        work.turn = self._turn
+        self._prefilling.append(work)
+
+    def _known(self, work: Work) -> int:
+        """How many of its beginnings are in the cache or being computed."""
+        usable = work.usable
+        known = self.blocks.cache.longest(usable)
+        leader = self._leader_of(usable[known : known + 1])
+        if leader is not None:
+            names = leader.usable
+            while known < min(len(usable), len(names)) and usable[known] == names[known]:
+                known += 1
+        return known
+
+    def _leader_of(self, name: Sequence[int]) -> Work | None:
+        """Who is computing the beginning of that name; nobody if there is none."""
+        if not name:
+            return None
+        for work in self._prefilling:
+            if work.shared < len(work.names) and work.names[work.shared] == name[0]:
+                return work
+        return None

@@ -6,11 +6,14 @@ import math
 from array import array
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from sfllm_cli.bench.figures import percentile
+from sfllm_cli.simulate.fairness import fairness
 from sfllm_cli.simulate.gateways import Ask
+from sfllm_cli.simulate.workload import Asked
 
 GAP_RESOLUTION = 1.02
 """Times between tokens are counted in classes whose ends differ by so much."""
@@ -36,7 +39,10 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     over the time in which requests came, `steady_per_second` over that in which the middle half ended.
 
     `good` requests had their first token and, on average, each later one within the targets.
-    `fairness` is Jain's index of what tenants were served: 1 if all the same, 1/n if one had everything.
+    `fairness` is Jain's index of the parts of their fair shares that tenants were served while requests
+    came (`fairness.py`). `overtakes_most` is how many requests of the same tenant that came later were
+    granted before one. `length_spread` is the longest prompt of a cohort over its shortest, on average,
+    `prefix_hit_share` the part of the tokens to prefill that workers had in their caches.
     """
 
     requests: int
@@ -57,6 +63,15 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     preemptions: int
     attempts_lost: int
     fairness: float
+    overtakes_most: int
+
+
+class WorkerCounts(NamedTuple):
+    """Of all workers: preempted sequences, tokens to prefill, and how many of these were in their caches."""
+
+    preemptions: int
+    queried_tokens: int
+    hit_tokens: int
 
 
 class Collector:
@@ -69,23 +84,32 @@ class Collector:
         self._last_asked = 0.0
         self._gaps: defaultdict[int, int] = defaultdict(int)
         self._errors: defaultdict[str, int] = defaultdict(int)
+        self._asked: defaultdict[str, float] = defaultdict(float)
         self._served: defaultdict[str, float] = defaultdict(float)
+        self._all_came = False
         self._good = self._output_tokens = 0
         self._began, self._ended = math.inf, 0.0
         self._spread_sum = self._cohorts = 0.0
-        self._queried = self._cached = 0.0
 
     @property
     def count(self) -> int:
         """Requests that have ended."""
         return len(self._end_to_end) + sum(self._errors.values())
 
+    def came(self, asked: Asked) -> None:
+        """A request is asked for."""
+        self._began = min(self._began, asked.at)
+        self._last_asked = max(self._last_asked, asked.at)
+        self._asked[asked.tenant] += _service(asked)
+
+    def all_came(self) -> None:
+        """There will be no more: what ends from now on ends because nobody competes for the workers."""
+        self._all_came = True
+
     def end(self, ask: Ask) -> None:
         """A request has ended."""
         asked = ask.asked
-        self._began = min(self._began, asked.at)
         self._ended = max(self._ended, ask.ended)
-        self._last_asked = max(self._last_asked, asked.at)
         if ask.error:
             self._errors[ask.error] += 1
             return
@@ -94,7 +118,8 @@ class Collector:
         self._end_to_end.append(ask.ended - asked.at)
         self._ends.append(ask.ended)
         self._output_tokens += asked.output_tokens
-        self._served[asked.tenant] += asked.prompt_tokens + OUTPUT_WEIGHT * asked.output_tokens
+        if not self._all_came:
+            self._served[asked.tenant] += _service(asked)
         itl = (ask.ended - ask.first) / max(1, asked.output_tokens - 1)
         self._good += ttft <= self._ttft_target and itl <= self._itl_target
 
@@ -102,14 +127,12 @@ class Collector:
         """So many equal steps gave tokens to so many sequences."""
         self._gaps[round(math.log(max(seconds, 1e-9)) / _LOG_RESOLUTION)] += rows * steps
 
-    def cohort(self, spread: float, tokens: float, cached: float) -> None:
+    def cohort(self, spread: float) -> None:
         """A cohort was granted."""
         self._spread_sum += spread
         self._cohorts += 1
-        self._queried += tokens
-        self._cached += cached
 
-    def figures(self, preemptions: int, attempts_lost: int) -> Figures:
+    def figures(self, workers: WorkerCounts, attempts_lost: int, overtakes_most: int) -> Figures:
         """Everything so far."""
         finished = len(self._end_to_end)
         seconds = max(self._ended - self._began, 1e-9) if self.count else 0.0
@@ -130,10 +153,11 @@ class Collector:
             itl=self._gap_percentiles(),
             end_to_end=_percentiles(self._end_to_end),
             length_spread=self._spread_sum / self._cohorts if self._cohorts else 0.0,
-            prefix_hit_share=self._cached / self._queried if self._queried else 0.0,
-            preemptions=preemptions,
+            prefix_hit_share=workers.hit_tokens / workers.queried_tokens if workers.queried_tokens else 0.0,
+            preemptions=workers.preemptions,
             attempts_lost=attempts_lost,
-            fairness=jain(list(self._served.values())),
+            fairness=fairness(self._asked, self._served),
+            overtakes_most=overtakes_most,
         )
 
     def _gap_percentiles(self) -> Percentiles:
@@ -148,10 +172,8 @@ class Collector:
         return Percentiles(*values) if values else Percentiles(0.0, 0.0, 0.0)
 
 
-def jain(values: Sequence[float]) -> float:
-    """Jain's fairness index ("A quantitative measure of fairness", 1984)."""
-    squares = sum(value * value for value in values)
-    return sum(values) ** 2 / (len(values) * squares) if squares else 1.0
+def _service(asked: Asked) -> float:
+    return asked.prompt_tokens + OUTPUT_WEIGHT * asked.output_tokens
 
 
 def _middle_rate(ends: Sequence[float]) -> float:

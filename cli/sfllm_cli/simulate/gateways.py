@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sfllm.messages import (
     Finished,
@@ -31,7 +31,18 @@ _ZEROS = memoryview(array("I", bytes(4 * MAX_PROMPT_TOKENS)))
 class Ask:
     """One request and what came of it. Times are absolute; 0 means not yet."""
 
-    __slots__ = ("asked", "attempt", "ended", "error", "first", "handle", "missing")
+    __slots__ = (
+        "asked",
+        "attempt",
+        "crashes_alone",
+        "ended",
+        "error",
+        "first",
+        "handle",
+        "last_worker",
+        "missing",
+        "suspects",
+    )
 
     def __init__(self, asked: Asked, handle: int) -> None:
         self.asked = asked
@@ -41,6 +52,8 @@ class Ask:
         self.first = 0.0
         self.ended = 0.0
         self.error = ""
+        self.last_worker = ""
+        self.suspects = self.crashes_alone = 0
 
 
 class Gateways:
@@ -96,6 +109,9 @@ class Gateways:
                 ask = self.open[int(peer)].get(message.handle)
                 if ask is not None and ask.attempt == message.attempt:
                     ask.attempt += 1
+                    ask.last_worker = message.worker or ask.last_worker
+                    ask.suspects = message.suspects
+                    ask.crashes_alone += message.suspects == 1
                     self.interrupted += 1
                     self._agenda.after(self._link_seconds, self._submit, ask)
 
@@ -109,6 +125,11 @@ class Gateways:
         """How long its answer is."""
         ask = self.open[gateway].get(handle)
         return ask.asked.output_tokens if ask is not None else 1
+
+    def names_of(self, gateway: int, handle: int) -> Sequence[int]:
+        """Names of the beginnings of its prompt and answer."""
+        ask = self.open[gateway].get(handle)
+        return ask.asked.names if ask is not None else ()
 
     def lost(self, gateway: int, handle: int, left: int) -> None:
         """Its worker died: so many tokens have not come."""
@@ -130,10 +151,13 @@ class Gateways:
             sampling=Sampling(limit, SAMPLING_SEED, ignore_eos=True),
             priority=0,
             milliseconds_left=max(1, int((asked.at + asked.deadline - now) * 1000)),
+            last_worker=ask.last_worker,
             age_milliseconds=int((now - asked.at) * 1000),
+            suspects=ask.suspects,
+            crashes_alone=ask.crashes_alone,
             tenant=asked.tenant,
         )
-        arrays = (_ZEROS[: asked.prompt_tokens], _ZEROS[:so_far] if so_far else _NOTHING, asked.names)
+        arrays = (_ZEROS[: asked.prompt_tokens], _ZEROS[:so_far] if so_far else _NOTHING, asked.prompt_names)
         self._post(FromGateway(b"%d" % (ask.handle % len(self.open)), message, arrays))
 
     def _end(self, gateway: int, handle: int, attempt: int, error: str) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from sfllm.messages import Capacity
+from sfllm.prefixes import CHUNK_TOKENS
 from sfllm.step_curve import StepCurve
 from sfllm_cli.errors import CommandError
-
-BLOCK_TOKENS = 32
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A kind of worker. `source` says where the figures come from.
 
+    `block_size` is 2, 4, ... 64 tokens, `kv_tokens` are rounded down to whole blocks.
     With `target_itl_seconds` it takes in no more prefill beside decodes than keeps a step within that.
     """
 
@@ -27,6 +28,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     slots: int
     kv_tokens: int
     step_tokens: int
+    block_size: Annotated[int, msgspec.Meta(ge=1, le=CHUNK_TOKENS)] = 32
     max_model_len: int = 32768
     target_itl_seconds: float | None = None
 
@@ -40,7 +42,12 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     @property
     def capacity(self) -> Capacity:
         """What it tells the scheduler that it holds."""
-        return Capacity(self.slots, self.kv_tokens, self.step_tokens)
+        return Capacity(self.slots, self.kv_blocks * self.block_size, self.step_tokens)
+
+    @property
+    def kv_blocks(self) -> int:
+        """Blocks of its cache."""
+        return self.kv_tokens // self.block_size
 
     def request_seconds(self, prompt_tokens: float, output_tokens: float) -> float:
         """About how long a worker that is full is kept by one request: its share of all steps.
@@ -56,7 +63,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 PRESETS = {
     "cpu": Profile(
-        source="SmolLM2-135M in bfloat16 on one core of a small server, by `sfllm simulate --calibrate`",
+        source="a guess: SmolLM2-135M in bfloat16 on one core of a small server; --calibrate measures yours",
         base_seconds=0.008,
         per_prefill_token=0.00035,
         per_decode_row=0.00055,
@@ -87,9 +94,12 @@ def load_profile(name: str) -> Profile:
     if name in PRESETS:
         return PRESETS[name]
     try:
-        return msgspec.json.decode(Path(name).read_bytes(), type=Profile)
+        profile = msgspec.json.decode(Path(name).read_bytes(), type=Profile)
     except OSError as error:
         presets = ", ".join(PRESETS)
         raise CommandError(f"--profile {name}: {error.strerror}; presets are {presets}") from error
     except msgspec.MsgspecError as error:
         raise CommandError(f"{name} is no profile: {error}") from error
+    if CHUNK_TOKENS % profile.block_size:
+        raise CommandError(f"{name} is no profile: its block_size does not divide {CHUNK_TOKENS}")
+    return profile

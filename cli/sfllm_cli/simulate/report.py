@@ -20,6 +20,12 @@ from sfllm_cli.simulate.profiles import Profile
 from sfllm_cli.simulate_settings import SimulateSettings
 
 BASELINE = "fcfs"
+NO_PART = (
+    *("json", "csv", "png", "timing"),
+    *("calibrate", "calibrate_workers", "calibrate_slots", "calibrate_kv_tokens", "profile_out"),
+)
+"""Settings that have no part in what comes out."""
+
 TABLE_WIDTH = 200
 """Narrow terminals and files get whole lines rather than cells broken in two."""
 
@@ -40,7 +46,17 @@ def show(console: Console, settings: SimulateSettings, profile: Profile, runs: S
     _line(console, f"a worker: {profile.source}")
     table = Table(
         *("load", "policy", "come/s", "served/s", "tok/s", "good/s", "good"),
-        *("TTFT p50/p95/p99", "ITL p50/p99", "end p50/p99", "spread", "hits", "fair", "preempted", "lost"),
+        *(
+            "TTFT p50/p95/p99",
+            "ITL p50/p99",
+            "end p50/p99",
+            "spread",
+            "hits",
+            "fair",
+            "passed",
+            "preempted",
+            "lost",
+        ),
         box=None,
         pad_edge=False,
         title="latencies in milliseconds",
@@ -70,6 +86,8 @@ def ratios(runs: Sequence[Run]) -> list[str]:
     lines = []
     for load in dict.fromkeys(_load(run) for run in runs):
         here = {run.policy: run.figures for run in runs if _load(run) == load}
+        if len(here) < len(policies):
+            continue  # a search tries some loads with some policies only
         parts = [
             f"{policy} {_ratio(here[policy].good_per_second, here[base].good_per_second)} goodput, "
             f"{_ratio(here[policy].ttft.p99, here[base].ttft.p99)} TTFT p99"
@@ -103,8 +121,9 @@ def write(settings: SimulateSettings, runs: Sequence[Run]) -> None:
 
 
 def document(settings: SimulateSettings, runs: Sequence[Run]) -> dict[str, object]:
-    """Everything that made the runs, and what came of them."""
-    return {"settings": msgspec.to_builtins(settings), "runs": [_plain(run) for run in runs]}
+    """Everything that made the runs, and what came of them; the same wherever it is written to."""
+    made = {name: value for name, value in msgspec.to_builtins(settings).items() if name not in NO_PART}
+    return {"settings": made, "runs": [_plain(run) for run in runs]}
 
 
 def _plain(run: Run) -> dict[str, object]:
@@ -154,6 +173,7 @@ def _row(run: Run) -> list[str]:
         f"{figures.length_spread:.2f}",
         f"{figures.prefix_hit_share:.1%}",
         f"{figures.fairness:.3f}",
+        str(figures.overtakes_most),
         str(figures.preemptions),
         str(figures.attempts_lost),
     ]

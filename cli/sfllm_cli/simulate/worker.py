@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sfllm.messages import (
@@ -24,12 +25,17 @@ from sfllm.messages import (
     WorkerReturned,
     WorkerWelcome,
 )
+from sfllm.prefixes import MAX_SUMMARY_PREFIXES
 from sfllm.wire import Array, as_array
 from sfllm_cli.simulate.agenda import Agenda
-from sfllm_cli.simulate.engine import ModelledEngine, Plan, Work
+from sfllm_cli.simulate.engine import ModelledEngine
 from sfllm_cli.simulate.profiles import Profile
+from sfllm_cli.simulate.work import Key, Plan, Work
 
 CARD = ModelCard("simulated", (), "simulated", 0, 2**31, 0, (), ())
+
+MAX_NAMES = 8 * MAX_SUMMARY_PREFIXES
+"""Beginnings of prompts that are remembered for beats, those granted last."""
 
 Send = Callable[[bytes, Message, tuple[Array, ...]], None]
 """To the scheduler, in a worker's name."""
@@ -43,6 +49,9 @@ class Listener(Protocol):
 
     def tokens_of(self, gateway: int, handle: int) -> int:
         """How many tokens it is to get in all."""
+
+    def names_of(self, gateway: int, handle: int) -> Sequence[int]:
+        """Names of its beginnings, those that its answer is part of included."""
 
     def lost(self, gateway: int, handle: int, left: int) -> None:
         """Its worker is gone, and so many tokens have not come."""
@@ -76,7 +85,9 @@ class ModelledWorker:
         self._lease = 0
         self._beat_seconds = 0.0
         self._grants = 0
-        self._said = 0
+        self._said = (0, 0)
+        self._named: OrderedDict[int, None] = OrderedDict()
+        self._cancelled: list[Work] = []
         self._plan: Plan | None = None
         self._began = 0.0
         self._steps = 0
@@ -99,8 +110,7 @@ class ModelledWorker:
             case Grant() if message.lease == self._lease:
                 self._accept(message, arrays)
             case WorkerCancel() if message.lease == self._lease:
-                self._settle()
-                self.engine.remove((int(message.gateway), message.handle))
+                self._cancel((int(message.gateway), message.handle), message.attempt)
             case Recall() if message.lease == self._lease:
                 self._give_back(message)
             case Drain():
@@ -117,10 +127,8 @@ class ModelledWorker:
             return
         self._draining = True
         self._say(WorkerDraining(self._lease))
-        for work in list(self.engine.works()):
-            if self.engine.remove(work.key, unless_begun=True):
-                gateway, handle = work.key
-                self._say(WorkerReturned(self._lease, b"%d" % gateway, handle, work.attempt))
+        for work in self.engine.works():
+            self._return(work)
         self._leave_if_drained()
 
     def die(self) -> None:
@@ -128,7 +136,8 @@ class ModelledWorker:
         self._settle()
         self.alive = False
         for work in self.engine.works():
-            self._listener.lost(*work.key, self.engine.left_of(work))
+            if work not in self._cancelled:
+                self._listener.lost(*work.key, self.engine.left_of(work))
 
     def _join(self, welcome: WorkerWelcome) -> None:
         self._lease, self._beat_seconds = welcome.lease, welcome.beat_seconds
@@ -139,6 +148,7 @@ class ModelledWorker:
         if not self.alive:
             return
         engine = self.engine
+        engine.follow()
         beat = WorkerBeat(
             lease=self._lease,
             step=engine.steps,
@@ -146,27 +156,70 @@ class ModelledWorker:
             waiting=engine.waiting,
             free_kv_tokens=engine.free_tokens,
             digest=self._digest(self.peer),
+            slots=engine.sizing.sequences,
             step_curve=tuple(part * engine.slowness for part in self._profile.curve),
         )
-        self._say(beat, as_array("Q", engine.prefixes.summary()))
+        self._say(beat, as_array("Q", self._cached_names()))
         self._agenda.after(self._beat_seconds, self._beat)
+
+    def _cached_names(self) -> list[int]:
+        names: list[int] = []
+        cache = self.engine.blocks.cache
+        for name in reversed(self._named):
+            if name in cache:
+                names.append(name)
+                if len(names) == MAX_SUMMARY_PREFIXES:
+                    break
+        return names
 
     def _accept(self, grant: Grant, arrays: tuple[Array, ...]) -> None:
         self._grants += 1
-        names, at = arrays[2].tolist(), 0
         for request in grant.requests:
-            gateway = int(request.gateway)
+            key = int(request.gateway), request.handle
             so_far = request.generated_counts[0]
-            outputs = self._listener.tokens_of(gateway, request.handle) - so_far
-            own_names = names[at : at + request.prefix_count]
-            at += request.prefix_count
-            tokens = request.prompt_count + so_far
-            self.engine.add(Work((gateway, request.handle), request.attempt, tokens, outputs, own_names))
+            outputs = self._listener.tokens_of(*key) - so_far
+            names = self._listener.names_of(*key)
+            work = Work(key, request.attempt, request.prompt_count, outputs, names, so_far)
+            work.granted_at, work.queue_seconds = self._agenda.now, request.queue_seconds
+            if self._draining:
+                self._say(WorkerReturned(self._lease, request.gateway, request.handle, request.attempt))
+            else:
+                self.engine.add(work)
+        for name in arrays[2]:
+            self._named[name] = None
+            self._named.move_to_end(name)
+        while len(self._named) > MAX_NAMES:
+            self._named.popitem(last=False)
 
     def _give_back(self, recall: Recall) -> None:
-        key = (int(recall.gateway), recall.handle)
-        if self.engine.remove(key, unless_begun=True):
-            self._say(WorkerReturned(self._lease, recall.gateway, recall.handle, recall.attempt))
+        work = self.engine.find((int(recall.gateway), recall.handle))
+        if work is not None and work.attempt == recall.attempt:
+            self._return(work)
+            self._say_progress()
+
+    def _return(self, work: Work) -> None:
+        """Let go of a request that has not begun; one that has stays."""
+        if not work.begun:
+            gateway, handle = work.key
+            self.engine.remove(work)
+            self._say(WorkerReturned(self._lease, b"%d" % gateway, handle, work.attempt))
+
+    def _cancel(self, key: Key, attempt: int) -> None:
+        """Drop a request, after the step that is under way."""
+        work = self.engine.find(key)
+        if work is not None and work.attempt <= attempt:
+            self._cancelled.append(work)
+            if self._plan is None:
+                self._drop_cancelled()
+
+    def _drop_cancelled(self) -> None:
+        """Those that have not ended in the meantime."""
+        for work in self._cancelled:
+            if self.engine.find(work.key) is work:
+                self.engine.remove(work)
+        if self._cancelled:
+            self._cancelled.clear()
+            self._say_progress()
 
     def _go_on(self) -> None:
         """Begin a step, or end a run of steps early so that what came is seen after the present one."""
@@ -186,6 +239,8 @@ class ModelledWorker:
         self._plan = self.engine.plan()
         if self._plan is not None:
             self._began, self._steps = self._agenda.now, self._plan.steps
+            for work in self._plan.admitted:
+                work.admitted_at = work.admitted_at or self._began
             self._run += 1
             self._agenda.after(self._plan.seconds, self._end, self._run)
 
@@ -213,6 +268,7 @@ class ModelledWorker:
             return
         plan, self._plan = self._plan, None
         self._complete(plan, self._steps, self._agenda.now - self._began)
+        self._drop_cancelled()
         self._begin()
         self._leave_if_drained()
 
@@ -222,28 +278,37 @@ class ModelledWorker:
         first, finished = self.engine.complete(plan, steps)
         now = self._agenda.now
         for work in first:
-            self._listener.first_token(*work.key, now)
+            if not work.first_at:
+                work.first_at = now
+                self._listener.first_token(*work.key, now)
         for work in finished:
             self._say_finished(work)
         if plan.chunks:
             self._say_progress()
 
     def _say_progress(self) -> None:
-        pending = self.engine.pending_tokens
-        self._say(WorkerProgress(self._lease, self._grants, pending))
+        """What is left to prefill, if that was not said yet."""
+        said = self._grants, self.engine.pending_tokens
+        if said != self._said:
+            self._said = said
+            self._say(WorkerProgress(self._lease, *said))
 
     def _say_finished(self, work: Work) -> None:
         gateway, handle = work.key
         finished = Finished(
-            handle,
-            work.attempt,
-            0,
-            "length",
-            -1,
-            0,
-            0,
-            self._listener.tokens_of(gateway, handle),
-            _NO_TIMINGS,
+            handle=handle,
+            attempt=work.attempt,
+            choice=0,
+            reason="length",
+            stop_token_id=-1,
+            prompt_tokens=work.prompt_tokens,
+            cached_tokens=work.cached,
+            generated_tokens=self._listener.tokens_of(gateway, handle),
+            timings=Timings(
+                queue_seconds=work.queue_seconds + work.admitted_at - work.granted_at,
+                prefill_seconds=work.first_at - work.admitted_at,
+                decode_seconds=self._agenda.now - work.first_at,
+            ),
         )
         self._say(WorkerFinished(self._lease, b"%d" % gateway, finished))
 
@@ -254,6 +319,3 @@ class ModelledWorker:
 
     def _say(self, message: Message, *arrays: Array) -> None:
         self._send(self.peer, message, arrays)
-
-
-_NO_TIMINGS = Timings()

@@ -27,7 +27,11 @@ BURST_SHARE = 0.2
 
 
 class Asked(NamedTuple):
-    """One request: when, how long, of whom. `deadline` is in seconds after `at`."""
+    """One request: when, how long, of whom. `deadline` is in seconds after `at`.
+
+    `names` are those of the beginnings of its prompt and answer together: the next request of a chat may
+    begin with both.
+    """
 
     at: float
     prompt_tokens: int
@@ -35,6 +39,11 @@ class Asked(NamedTuple):
     names: Array
     tenant: str = ""
     deadline: float = 600.0
+
+    @property
+    def prompt_names(self) -> Array:
+        """Names of the beginnings of its prompt, as a gateway sends them."""
+        return self.names[: min((self.prompt_tokens - 1) // CHUNK_TOKENS, MAX_PREFIXES)]
 
 
 Lengths = Callable[[random.Random], tuple[int, int]]
@@ -84,7 +93,7 @@ def of_mix(lengths: Lengths, times: Iterator[float], source: random.Random) -> I
     """Requests of a mix that share nothing."""
     for number, at in enumerate(times):
         prompt, output = lengths(source)
-        yield Asked(at, prompt, output, own_names(number, prompt))
+        yield Asked(at, prompt, output, own_names(number, prompt + output))
 
 
 def of_trace(entries: Sequence[Entry], rate: float | None, requests: int) -> Iterator[Asked]:
@@ -94,7 +103,7 @@ def of_trace(entries: Sequence[Entry], rate: float | None, requests: int) -> Ite
     for number in range(requests):
         turn, index = divmod(number, len(entries))
         entry = entries[index]
-        names = own_names(number, entry.prompt_tokens)
+        names = own_names(number, entry.prompt_tokens + entry.output_tokens)
         yield Asked((turn * span + entry.at) * stretch, entry.prompt_tokens, entry.output_tokens, names)
 
 
@@ -119,11 +128,11 @@ def of_chats(rate: float, requests: int, source: random.Random) -> Iterator[Aske
         prompt = history + _within(source.lognormvariate(4.0, 0.8), 8, 1024)
         output = _within(source.lognormvariate(4.6, 0.7), 4, 600)
         # The chat's own part has names of its own, the same in all of its turns.
-        own = _names(CHAT_SYSTEMS + 1 + number, len(names), (prompt - 1) // CHUNK_TOKENS - len(names))
-        yield Asked(at, prompt, output, memoryview(array("Q", (names + own)[:MAX_PREFIXES])))
+        names += _names(CHAT_SYSTEMS + 1 + number, len(names), (prompt + output) // CHUNK_TOKENS - len(names))
+        yield Asked(at, prompt, output, memoryview(array("Q", names)))
         if turns > 1 and prompt + output < CHAT_HISTORY_TOKENS:
             later = at + source.expovariate(1 / CHAT_THINK_SECONDS)
-            heappush(waiting, (later, number, turns - 1, prompt + output, names + own))
+            heappush(waiting, (later, number, turns - 1, prompt + output, names))
 
 
 def poisson(rate: float, requests: int, source: random.Random) -> Iterator[float]:
@@ -152,10 +161,9 @@ def shared_out(asked: Iterator[Asked], tenants: Sequence[float], source: random.
         yield each._replace(tenant=source.choices(names, tenants)[0])
 
 
-def own_names(number: int, prompt_tokens: int) -> Array:
-    """Names of a prompt that begins like no other."""
-    chunks = min((prompt_tokens - 1) // CHUNK_TOKENS, MAX_PREFIXES)
-    return memoryview(array("Q", _names((1 << 30) + number, 0, chunks)))
+def own_names(number: int, tokens: int) -> Array:
+    """Names for so many tokens that begin like no others."""
+    return memoryview(array("Q", _names((1 << 30) + number, 0, tokens // CHUNK_TOKENS)))
 
 
 def _names(owner: int, start: int, chunks: int) -> list[int]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from sfllm.messages import Message
+from sfllm.messages import Admitted, Grant, Message
 from sfllm.wire import Array
 from sfllm_cli.simulate.agenda import Agenda
-from sfllm_cli.simulate.figures import Collector, Figures
-from sfllm_cli.simulate.gateways import Gateways
+from sfllm_cli.simulate.figures import Collector, Figures, WorkerCounts
+from sfllm_cli.simulate.gateways import Ask, Gateways
+from sfllm_cli.simulate.overtakes import Overtakes
 from sfllm_cli.simulate.profiles import Profile
 from sfllm_cli.simulate.scheduler import EPOCH, SimulatedScheduler
 from sfllm_cli.simulate.worker import ModelledWorker
@@ -62,7 +63,8 @@ class World:
         self.asked_count = 0
         self._asked = asked
         self._is_over = False
-        self._preempted = 0
+        self._overtakes = Overtakes()
+        self._gone: list[ModelledWorker] = []
         self._runs = 0
         self._slots: dict[int, ModelledWorker] = {}
         self._by_peer: dict[bytes, ModelledWorker] = {}
@@ -81,7 +83,7 @@ class World:
             setup.link_seconds,
             setup.max_tokens,
             self.scheduler.post,
-            self.collector.end,
+            self._on_end,
         )
 
     def run(self) -> Figures:
@@ -98,17 +100,24 @@ class World:
             agenda.at(fault.at, self._break, fault)
         agenda.after(1.0, self._next)
         agenda.run(float("inf"), lambda: self._is_over and self.collector.count == self.asked_count)
-        self._preempted += sum(worker.engine.preempted for worker in self._by_peer.values())
-        return self.collector.figures(self._preempted, self.gateways.interrupted)
+        engines = [worker.engine for worker in (*self._gone, *self._by_peer.values())]
+        counts = WorkerCounts(
+            preemptions=sum(engine.preempted for engine in engines),
+            queried_tokens=sum(engine.queried_tokens for engine in engines),
+            hit_tokens=sum(engine.hit_tokens for engine in engines),
+        )
+        return self.collector.figures(counts, self.gateways.interrupted, self._overtakes.most)
 
     def _next(self, asked: Asked | None = None) -> None:
         """A client asks, and it becomes known when the next one does."""
         if asked is not None:
             self.asked_count += 1
+            self.collector.came(asked)
             self.gateways.ask(asked)
         following = next(self._asked, None)
         if following is None:
             self._is_over = True
+            self.collector.all_came()
         else:  # the first second belongs to workers that join
             self.agenda.at(following.at + 1.0, self._next, following._replace(at=following.at + 1.0))
 
@@ -147,28 +156,38 @@ class World:
                 self.agenda.after(REPLACED_SECONDS, self._join, fault.worker)
 
     def _notice(self, peer: bytes) -> None:
-        self._preempted += self._by_peer.pop(peer).engine.preempted
+        self._gone.append(self._by_peer.pop(peer))
         self.scheduler.post(WorkerUnreachable(peer))
 
     def _from_worker(self, peer: bytes, message: Message, arrays: tuple[Array, ...]) -> None:
         self.scheduler.post(FromWorker(peer, message, arrays))
 
     def _to_worker(self, action: ToWorker) -> None:
+        if isinstance(action.message, Grant):
+            for request in action.message.requests:
+                if request.attempt == 0:
+                    ask = self.gateways.open[int(request.gateway)][request.handle]
+                    self._overtakes.granted(ask.asked.tenant, request.handle)
         worker = self._by_peer.get(action.peer)
         if worker is not None:
             self.agenda.after(self.setup.link_seconds, worker.receive, action.message, action.arrays)
 
     def _to_gateway(self, action: ToGateway) -> None:
-        self.gateways.receive(action.peer, action.message)
+        message = action.message
+        if isinstance(message, Admitted) and message.attempt == 0:
+            ask = self.gateways.open[int(action.peer)][message.handle]
+            self._overtakes.came(ask.asked.tenant, message.handle)
+        self.gateways.receive(action.peer, message)
+
+    def _on_end(self, ask: Ask) -> None:
+        self._overtakes.left(ask.asked.tenant, ask.handle)
+        self.collector.end(ask)
 
     def _on_record(self, record: Record) -> None:
         if record.event == "granted":
-            fields = record.fields
-            spread, tokens, cached = fields["spread"], fields["tokens"], fields["cached_tokens"]
+            spread = record.fields["spread"]
             assert isinstance(spread, float)
-            assert isinstance(tokens, int)
-            assert isinstance(cached, int)
-            self.collector.cohort(spread, tokens, cached)
+            self.collector.cohort(spread)
 
 
 def spread_faults(
