@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import random
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import count
+from operator import itemgetter
 from typing import NamedTuple
 
 from sfllm.prefixes import CHUNK_TOKENS, MAX_PREFIXES
@@ -50,13 +52,25 @@ Lengths = Callable[[random.Random], tuple[int, int]]
 """Prompt and output tokens of the next request."""
 
 
-def conversation(source: random.Random) -> tuple[int, int]:
-    """Lengths like those of the conversation trace that Azure published in 2023, clipped at 14,000.
+CONVERSATION_PROMPTS = (
+    *((0.0, 2), (0.02, 91), (0.05, 181), (0.1, 207), (0.15, 372), (0.35, 414), (0.4, 703), (0.45, 984)),
+    *((0.5, 1020), (0.75, 1189), (0.8, 1315), (0.85, 1877), (0.9, 2735), (0.925, 4075), (0.99, 4142)),
+    *((0.999, 6212), (1.0, 14_050)),
+)
+CONVERSATION_OUTPUTS = (
+    *((0.0, 7), (0.02, 24), (0.05, 41), (0.1, 54), (0.2, 77), (0.3, 91), (0.4, 103), (0.5, 129)),
+    *((0.6, 177), (0.65, 217), (0.7, 384), (0.85, 411), (0.95, 451), (0.99, 601), (0.999, 954), (1.0, 1000)),
+)
+"""Shares of requests, and the length that so many do not exceed."""
 
-    Log-normal with its medians (1,020 and 129 tokens): many short prompts, a hump near 1,000, a long tail.
+
+def conversation(source: random.Random) -> tuple[int, int]:
+    """Lengths distributed like those of the conversation trace that Azure published in 2023.
+
+    Between its quantiles all lengths are as likely. Prompts and outputs are independent, and hardly
+    correlated there.
     """
-    prompt = source.lognormvariate(6.6, 1.05) if source.random() < 0.7 else source.uniform(900, 1500)
-    return _within(prompt, 3, 14_000), _within(source.lognormvariate(4.9, 0.85), 1, 1000)
+    return _quantile(CONVERSATION_PROMPTS, source.random()), _quantile(CONVERSATION_OUTPUTS, source.random())
 
 
 def two_sizes(source: random.Random) -> tuple[int, int]:
@@ -173,3 +187,10 @@ def _names(owner: int, start: int, chunks: int) -> list[int]:
 
 def _within(value: float, low: int, high: int) -> int:
     return min(high, max(low, round(value)))
+
+
+def _quantile(points: Sequence[tuple[float, int]], share: float) -> int:
+    """The length at a share between 0 and 1, by linear interpolation."""
+    after = bisect_right(points, share, key=itemgetter(0))
+    (low, short), (high, long) = points[after - 1], points[after]
+    return round(short + (long - short) * (share - low) / (high - low))

@@ -86,6 +86,11 @@ class World:
             self._on_end,
         )
 
+    @property
+    def workers(self) -> list[ModelledWorker]:
+        """Those that have come and are not known to be gone."""
+        return list(self._by_peer.values())
+
     def run(self) -> Figures:
         """Let everything happen until the last request has ended."""
         agenda, setup = self.agenda, self.setup
