@@ -115,4 +115,7 @@ class SimulateSettings(WorkloadSettings, frozen=True, kw_only=True):
     calibrate_kv_tokens: Annotated[int, Meta(ge=1, description="tokens that the cache of each holds")] = (
         60_000
     )
+    calibrate_step_tokens: Annotated[
+        int, Meta(ge=16, description="tokens that a step of theirs takes in: their --max-step-tokens")
+    ] = 512
     profile_out: Annotated[str, Meta(description="file for the profile")] = "profile.json"

@@ -7,6 +7,7 @@ token of prefill; all of it through the server's API, so its overhead is in the 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import aiohttp
 import msgspec
 from rich.console import Console
 
-from sfllm.step_curve import LEAST_STEPS, StepCurveFit
+from sfllm.step_curve import LEAST_STEPS, StepCurve, StepCurveFit
 from sfllm_cli.bench.command import benchmark, check
 from sfllm_cli.bench.figures import median_figures
 from sfllm_cli.bench_settings import BenchSettings
@@ -42,25 +43,15 @@ def calibrate(settings: SimulateSettings) -> int:
     """Measure the server and write its profile. Raises `CommandError`."""
     assert settings.calibrate is not None
     console = Console(stderr=True)
-    fit = StepCurveFit()
-    step_tokens = PRESETS["cpu"].step_tokens
-    for prompt_tokens in PREFILLS:
-        ttft, _ = _measure(settings, Load(1, prompt_tokens), 1, console)
-        # A prompt longer than a step takes several, each with a base of its own.
-        steps = -(-prompt_tokens // step_tokens)
-        fit.add(round(prompt_tokens / steps), 0, 0, ttft / steps)
-    for load in DECODES:
-        _, itl = _measure(settings, load, OUTPUT_TOKENS, console)
-        context = load.rows * (load.prompt_tokens + OUTPUT_TOKENS // 2)
-        fit.add(0, load.rows, context, itl)
-    curve = fit.curve()
-    assert curve is not None, f"fewer than {LEAST_STEPS} measurements"
+    curve = fitted(
+        lambda load, outputs: _measure(settings, load, outputs, console), settings.calibrate_step_tokens
+    )
     profile = Profile(
         source=f"measured at {settings.calibrate} with {settings.calibrate_workers} workers",
         **curve._asdict(),
         slots=settings.calibrate_slots,
         kv_tokens=settings.calibrate_kv_tokens,
-        step_tokens=step_tokens,
+        step_tokens=settings.calibrate_step_tokens,
         max_model_len=asyncio.run(_max_model_len(settings.calibrate)),
     )
     path = Path(settings.profile_out)
@@ -70,6 +61,27 @@ def calibrate(settings: SimulateSettings) -> int:
         raise CommandError(f"cannot write {path}: {error.strerror}") from error
     console.print(f"wrote {path}", highlight=False)
     return 0
+
+
+def fitted(measure: Callable[[Load, int], tuple[float, float]], step_tokens: int) -> StepCurve:
+    """The curve of a worker whose steps take in so many tokens.
+
+    `measure` loads it with so many output tokens for each request, and says the median time to the first
+    token and between tokens, in seconds.
+    """
+    fit = StepCurveFit()
+    for prompt_tokens in PREFILLS:
+        ttft, _ = measure(Load(1, prompt_tokens), 1)
+        # A prompt longer than a step takes several, each with a base of its own.
+        steps = -(-prompt_tokens // step_tokens)
+        fit.add(round(prompt_tokens / steps), 0, 0, ttft / steps)
+    for load in DECODES:
+        _, itl = measure(load, OUTPUT_TOKENS)
+        context = load.rows * (load.prompt_tokens + OUTPUT_TOKENS // 2)
+        fit.add(0, load.rows, context, itl)
+    curve = fit.curve()
+    assert curve is not None, f"fewer than {LEAST_STEPS} measurements"
+    return curve
 
 
 def _measure(

@@ -22,7 +22,8 @@ from sfllm_cli.simulate_settings import SimulateSettings
 BASELINE = "fcfs"
 NO_PART = (
     *("json", "csv", "png", "timing"),
-    *("calibrate", "calibrate_workers", "calibrate_slots", "calibrate_kv_tokens", "profile_out"),
+    *("calibrate", "calibrate_workers", "calibrate_slots", "calibrate_kv_tokens"),
+    *("calibrate_step_tokens", "profile_out"),
 )
 """Settings that have no part in what comes out."""
 
