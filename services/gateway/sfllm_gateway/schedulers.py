@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from hashlib import blake2b
 from typing import NamedTuple
 
 from sfllm.prefixes import CHUNK_TOKENS, prefix_names
 from sfllm_gateway.stream import Request
 
-LOAD_BOUND = 1.25
+LOAD_BOUND = Fraction(5, 4)
 """A scheduler has at most so many times the average of open requests for each unit of weight."""
 
 _HASH_BITS = 64
@@ -43,13 +44,14 @@ def choose(key: bytes, candidates: Sequence[Candidate]) -> int:
     """The position of the candidate that gets one request more. There must be at least one."""
     if len(candidates) == 1:
         return 0
-    share = LOAD_BOUND * (1 + sum(each.open_requests for each in candidates))
-    share /= sum(each.weight for each in candidates)
+    total = 1 + sum(each.open_requests for each in candidates)
+    weights = sum(each.weight for each in candidates)
+    # In whole numbers, since a rounding error would let one request more pass a bound that is met exactly.
     # The bounds add up to more than there will be, so that at least one candidate is below its own.
     free = (
         position
         for position, each in enumerate(candidates)
-        if each.open_requests < math.ceil(share * each.weight)
+        if each.open_requests * weights * LOAD_BOUND.denominator < LOAD_BOUND.numerator * total * each.weight
     )
     return max(free, key=lambda position: _score(key, candidates[position]))
 
