@@ -145,6 +145,7 @@ class ModelledEngine:
     def check_integrity(self) -> None:
         """Raise AssertionError unless the counts are those of the sequences."""
         self.blocks.check_integrity()
+        self.blocks.cache.check_integrity(work.names[: work.shared] for work in self.works())
         decoding = self._decoding.values()
         contexts = [work.context + work.outputs - work.got - self.left_of(work) for work in decoding]
         assert self._context == sum(contexts)
@@ -262,7 +263,7 @@ class ModelledEngine:
         known = self.blocks.cache.longest(usable)
         leader = self._leader_of(usable[known : known + 1])
         if leader is not None:
-            names = leader.usable
+            names = leader.prompt_names
             while known < min(len(usable), len(names)) and usable[known] == names[known]:
                 known += 1
         return known
@@ -272,6 +273,7 @@ class ModelledEngine:
         if not name:
             return None
         for work in self._prefilling:
-            if work.shared < len(work.names) and work.names[work.shared] == name[0]:
+            whole = min(work.prompt // CHUNK_TOKENS, len(work.names))  # what of its names is not its answer's
+            if work.shared < whole and work.names[work.shared] == name[0]:
                 return work
         return None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 
 
 class PrefixCache:
@@ -65,3 +65,9 @@ class PrefixCache:
         """Drop so many idle names, those used longest ago first. Raises KeyError when there are fewer."""
         for _ in range(names):
             self._idle.popitem(last=False)
+
+    def check_integrity(self, references: Iterable[Sequence[int]]) -> None:
+        """Raise AssertionError unless the names in use are those that sequences refer to, each so often."""
+        users = Counter(name for names in references for name in names)
+        assert self._used == users
+        assert not self._idle.keys() & users.keys()

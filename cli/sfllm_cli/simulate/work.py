@@ -61,6 +61,11 @@ class Work:
         return self.turn > 0
 
     @property
+    def prompt_names(self) -> Sequence[int]:
+        """Names of beginnings that its prefill computes: its answer's are not among them."""
+        return self.names[: self.prompt // CHUNK_TOKENS]
+
+    @property
     def usable(self) -> Sequence[int]:
         """Names of beginnings that it can take from the cache: of all tokens but the last at most."""
         return self.names[: (self.prompt - 1) // CHUNK_TOKENS]
