@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -12,6 +15,7 @@ import pytest
 from msgspec.structs import replace
 
 from sfllm_cli.errors import CommandError
+from sfllm_cli.main import main
 from sfllm_cli.simulate import run
 from sfllm_cli.simulate.calibrate import Load, fitted
 from sfllm_cli.simulate.profiles import PRESETS, load_profile
@@ -27,17 +31,31 @@ FAULTY = [
 ]
 
 
-def test_the_same_seed_gives_the_same_bytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    files, prints = [], []
-    for name in ("first", "second"):
-        paths = {kind: tmp_path / f"{name}.{kind}" for kind in ("json", "csv", "png")}
-        assert run([*FAULTY, *(f"--{kind}={path}" for kind, path in paths.items())]) == 0
-        files.append({kind: path.read_bytes() for kind, path in paths.items()})
-        prints.append(capsys.readouterr().out)
-    assert files[0] == files[1]
-    assert prints[0] == prints[1]
-    assert run([*FAULTY, "--seed=1", f"--json={tmp_path / 'other.json'}"]) == 0
-    assert (tmp_path / "other.json").read_bytes() != files[0]["json"]
+def test_the_same_seed_gives_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    made = []
+    for hash_seed in ("1", "2"):
+        paths = {kind: tmp_path / f"{hash_seed}.{kind}" for kind in ("json", "csv", "png")}
+        files = [f"--{kind}={path}" for kind, path in paths.items()]
+        done = subprocess.run(
+            [sys.executable, "-m", "sfllm_cli", "simulate", *FAULTY, *files],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            check=True,
+            timeout=120,
+        )
+        made.append((done.stdout, {kind: path.read_bytes() for kind, path in paths.items()}))
+    assert made[0] == made[1]
+    other = tmp_path / "other.json"
+    assert run([*FAULTY, "--seed=1", f"--json={other}"]) == 0
+    assert other.read_bytes() != made[0][1]["json"]
+
+
+def test_chats_and_drains_repeat_themselves(tmp_path: Path) -> None:
+    fleet = ["--profile=cpu", "--workers=3", "--requests=100", "--rate=8", "--mix=chats"]
+    files = [tmp_path / "first.json", tmp_path / "second.json"]
+    for path in files:
+        assert run([*fleet, "--drain-share=0.4", "--policy=prefix,auto", f"--json={path}"]) == 0
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_results_are_complete_and_the_ratio_is_last(
@@ -104,6 +122,36 @@ def test_a_trace_is_replayed(tmp_path: Path) -> None:
 def test_what_cannot_be_done_is_said_in_a_line(arguments: list[str], what: str) -> None:
     with pytest.raises(CommandError, match=what):
         run(arguments)
+
+
+@pytest.mark.parametrize(
+    ("trace", "what"),
+    [
+        (b"", "the file is empty"),
+        (b"time,prompt_tokens,output_tokens\n", "there is no request after the first line"),
+        (b"time,prompt_tokens,output_tokens\n0,10,5\n1,many,5\n", "line 3: "),
+        (b"time,prompt_tokens\n0,10\n", "output_tokens"),
+        (b"\xff\xfe\x00", "codec can't decode"),
+    ],
+)
+def test_a_broken_trace_is_told_in_a_line_and_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trace: bytes, what: str
+) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_bytes(trace)
+    assert main(["simulate", f"--trace={path}", "--requests=5", "--rate=1"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"sfllm simulate: {path}: ")
+    assert what in printed.err
+    assert len(printed.err.splitlines()) == 1
+
+
+def test_an_unknown_profile_is_told_with_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "--profile=tpu", "--requests=5", "--rate=1"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sfllm simulate: --profile tpu: ")
+    assert line.endswith("presets are " + ", ".join(PRESETS))
 
 
 @pytest.mark.parametrize(

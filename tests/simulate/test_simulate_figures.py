@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sfllm_cli.simulate.fairness import fair_shares, fairness, jain
@@ -20,6 +20,7 @@ def test_jain_is_one_for_equals_and_one_over_n_for_one_that_has_everything() -> 
     assert jain([]) == 1.0
 
 
+@settings(deadline=None, derandomize=True)
 @given(DEMANDS, st.floats(0.0, 5000.0))
 def test_fair_shares_give_everything_and_nobody_more_than_it_wants(
     demands: dict[str, float], total: float
@@ -44,6 +45,7 @@ def test_a_tenant_that_pushes_another_aside_makes_it_unfair() -> None:
     assert pushed < 0.85
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 100)), max_size=60))
 def test_overtakes_are_counted_as_by_looking_at_every_pair(moves: list[tuple[bool, int]]) -> None:
     """Each move is an arrival, or the grant of one of those that wait."""
@@ -87,6 +89,7 @@ def test_one_that_left_without_a_grant_overtook_nobody() -> None:
     assert overtakes.most == 0
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.floats(0.5, 1.6))
 def test_the_search_ends_near_the_peak(peak: float) -> None:
     tried: list[float] = []

@@ -85,7 +85,7 @@ def test_one_slot_is_a_queue_with_one_server() -> None:
         kv_tokens=64_000,
         step_tokens=512,
     )
-    service, load, count = 0.1 * 5, 0.6, 10_000
+    service, load, count = 0.1 * 5, 0.6, 5000
     setup = Setup(policy("fcfs"), profile, workers=1, link_seconds=1e-6)
     waits = []
     times = poisson(load / service, count, random.Random(3))
