@@ -96,6 +96,8 @@ class Sampling(Value, frozen=True):
     an empty `allowed_token_ids` allows all; `bad_words` are sequences of token ids, none of which may
     be completed. `logprobs` and `prompt_logprobs` are how many of the likeliest tokens to report with
     each output or prompt token besides that token itself; -1 reports nothing.
+
+    The output follows `grammar`, which is in the form of the llguidance library; empty allows every text.
     """
 
     max_tokens: int
@@ -115,6 +117,7 @@ class Sampling(Value, frozen=True):
     bad_words: tuple[tuple[int, ...], ...] = ()
     logprobs: int = -1
     prompt_logprobs: int = -1
+    grammar: str = ""
 
 
 class Capacity(Value, frozen=True):

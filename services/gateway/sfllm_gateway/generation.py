@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
 from sfllm.messages import Sampling
 from sfllm_gateway.logprobs import TokenReport
 from sfllm_gateway.models import LoadedModel
+from sfllm_gateway.parsing.deltas import OutputParser
 
 Prompts: TypeAlias = "list[array[int]]"
 """Token ids (array code "I") of each prompt."""
@@ -20,7 +21,8 @@ class Generation(NamedTuple):
     `echo` are the texts of the prompts where answers begin with them. `logprobs` and `prompt_logprobs` are
     how many likeliest tokens the client wants with each token of the answer (an echoed prompt's included) and
     of the prompt, None for no report; the samplings ask for as many as either needs. `discards` drops
-    what is generated: only the prompt is answered. `tenant` is who asks: see `tenant.py`.
+    what is generated: only the prompt is answered. `tenant` is who asks: see `tenant.py`. `parsers` makes,
+    for a choice, what tells its reasoning and tool calls from its content; None where all is content.
     """
 
     model: LoadedModel
@@ -38,6 +40,7 @@ class Generation(NamedTuple):
     prompt_logprobs: int | None = None
     discards: bool = False
     tenant: str = ""
+    parsers: Callable[[], OutputParser] | None = None
 
     @property
     def needs_worker(self) -> bool:
