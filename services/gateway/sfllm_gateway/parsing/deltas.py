@@ -7,13 +7,13 @@ from typing import NamedTuple, Protocol
 
 
 class CallDelta(NamedTuple):
-    """A further piece of the tool call `index` of a choice.
+    """A further piece of the tool call `number` (from 0) of a choice.
 
     `id` and `name` come with the first piece of a call and are empty in all others; the `arguments`
     of all pieces together are its JSON.
     """
 
-    index: int
+    number: int
     id: str
     name: str
     arguments: str
