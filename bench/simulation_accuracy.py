@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
         output_tokens="128",
         ignore_eos=True,
         rounds=arguments.rounds,
+        max_repeats=arguments.max_repeats,
+        quiet_seconds=arguments.quiet_seconds,
     )
     pairs = [_compare("40 at once", burst, None, arguments)]
     trace = chat_trace(CHAT_REQUESTS, random.Random(0))
@@ -124,6 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", default="profile.json")
     parser.add_argument("--policy", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--max-repeats", type=int, default=3, help="of a round that others disturbed")
+    parser.add_argument("--quiet-seconds", type=float, default=30.0, help="longest wait for others to rest")
     parser.add_argument("--tolerance", type=float, default=0.15)
     return parser
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from bench.policies.tables import tables
+from bench.policies.tables import BASELINE, tables
 from msgspec import to_builtins
 
 from sfllm_cli.bench.trace import Entry, parse_trace
@@ -43,6 +43,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.tables:
         print(tables(json.loads(Path(arguments.tables).read_text())))
         return 0
+    if BASELINE not in arguments.policies:
+        arguments.policies.insert(0, BASELINE)  # every figure is a multiple of its
     entries = parse_trace(arguments.trace.read_text(encoding="utf-8")) if arguments.trace else None
     lines: list[dict[str, Any]] = []
     for workers in arguments.workers:
