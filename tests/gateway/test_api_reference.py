@@ -11,6 +11,7 @@ import requests
 from gateway_process import GatewayProcess
 
 from sfllm.errors import HTTP_ERRORS
+from sfllm_gateway.anthropic.fields import MessagesRequest
 from sfllm_gateway.native import GenerateRequest, SamplingParams
 from sfllm_gateway.openai.chat import ChatRequest
 from sfllm_gateway.openai.completions import CompletionRequest
@@ -55,6 +56,7 @@ def test_the_endpoints_are_those_of_the_document(gateway: GatewayProcess) -> Non
         (SamplingParams, ("Fields of sampling_params",)),
         (TokenizeRequest, ("Fields of /tokenize",)),
         (DetokenizeRequest, ("Fields of /detokenize",)),
+        (MessagesRequest, ("Fields of /v1/messages",)),
     ],
 )
 def test_the_fields_are_those_of_the_request(

@@ -17,17 +17,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.metrics import CONTENT_TYPE
 from sfllm_gateway import native, openapi, text_api
+from sfllm_gateway.anthropic import messages
+from sfllm_gateway.anthropic.errors import speaks_anthropic
+from sfllm_gateway.anthropic.fields import CountRequest
 from sfllm_gateway.budget import Share
 from sfllm_gateway.endpoints import ENDPOINTS, Endpoint, GatewayState, serve_generation
+from sfllm_gateway.error_answers import error_answer, send_error
 from sfllm_gateway.failures import as_service_error
 from sfllm_gateway.http_io import (
     ClientGoneError,
     Headers,
-    error_headers,
-    error_json,
     header,
     read_body,
-    send_error,
 )
 from sfllm_gateway.keys import ApiKeys
 from sfllm_gateway.openai.responses import model_json
@@ -80,10 +81,11 @@ def build(state: GatewayState, keys: ApiKeys) -> ASGIApp:
         _add_generation(app, state, endpoint)
     _add_models(app, state)
     _add_text(app, state)
+    _add_count(app, state)
     _add_status(app, state)
     _add_info(app, state)
     types = [endpoint.request_type for endpoint in ENDPOINTS]
-    openapi.install(app, [*types, TokenizeRequest, DetokenizeRequest])
+    openapi.install(app, [*types, TokenizeRequest, DetokenizeRequest, CountRequest])
     return HttpFront(_with_cors(KeyCheck(app, keys), state.settings.cors_origins), state)
 
 
@@ -112,7 +114,7 @@ def _add_generation(app: FastAPI, state: GatewayState, endpoint: Endpoint) -> No
         summary=endpoint.summary,
         openapi_extra=openapi.request_body(endpoint.request_type)
         | {"parameters": [openapi.TIMEOUT_PARAMETER]},
-        responses=openapi.GENERATION_RESPONSES,
+        responses=dict(endpoint.responses),
     )
 
 
@@ -127,11 +129,11 @@ def _add_models(app: FastAPI, state: GatewayState) -> None:
         return JSONResponse(model_json(model_id, state.registry.card(model_id)))
 
 
-def _add_text(app: FastAPI, state: GatewayState) -> None:
-    async def body_of(request: Request, share: Share) -> bytes:
-        limit = state.settings.max_body_bytes
-        return await read_body(request.scope, request.receive, limit, share.grow)
+async def _body_of(request: Request, state: GatewayState, share: Share) -> bytes:
+    return await read_body(request.scope, request.receive, state.settings.max_body_bytes, share.grow)
 
+
+def _add_text(app: FastAPI, state: GatewayState) -> None:
     errors = openapi.error_responses(400, 404, 413, 429, 501, 503)
 
     @app.post(
@@ -142,7 +144,7 @@ def _add_text(app: FastAPI, state: GatewayState) -> None:
     )
     async def tokenize(request: Request) -> Response:
         with state.journals.share() as share:
-            wanted = text_api.decode_tokenize(await body_of(request, share))
+            wanted = text_api.decode_tokenize(await _body_of(request, state, share))
             model = state.registry.resolve(wanted.model)
             return _json(await text_api.tokenize(wanted, model, state.pool))
 
@@ -154,7 +156,7 @@ def _add_text(app: FastAPI, state: GatewayState) -> None:
     )
     async def detokenize(request: Request) -> Response:
         with state.journals.share() as share:
-            wanted = text_api.decode_detokenize(await body_of(request, share))
+            wanted = text_api.decode_detokenize(await _body_of(request, state, share))
             model = state.registry.resolve(wanted.model)
             return _json(await text_api.detokenize(wanted, model, state.pool))
 
@@ -165,6 +167,20 @@ def _add_text(app: FastAPI, state: GatewayState) -> None:
     )
     async def tokenizer_info(model: str | None = None) -> Response:
         return _json(text_api.tokenizer_info(state.registry.resolve(model)))
+
+
+def _add_count(app: FastAPI, state: GatewayState) -> None:
+    @app.post(
+        "/v1/messages/count_tokens",
+        summary="How many tokens the prompt of a message has, in Anthropic's form",
+        openapi_extra=openapi.request_body(CountRequest),
+        responses=openapi.COUNT_RESPONSES,
+    )
+    async def count_tokens(request: Request) -> Response:
+        with state.journals.share() as share:
+            wanted = messages.decode_count(await _body_of(request, state, share))
+            model = state.registry.resolve(wanted.model)
+            return _json(await messages.count_tokens(wanted, model, state.pool))
 
 
 def _json(value: Any) -> Response:
@@ -240,8 +256,8 @@ class HttpFront:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                name = (b"x-request-id", scope["state"]["request_id"].encode("latin-1"))
-                message["headers"] = [*message.get("headers", ()), name, *self._farewell()]
+                names = _id_headers(scope)
+                message["headers"] = [*message.get("headers", ()), *names, *self._farewell()]
             await send(message)
 
         try:
@@ -250,7 +266,7 @@ class HttpFront:
             # Layers within answered what could be answered; they pass on what nobody foresaw.
             failure = as_service_error(error, scope["state"]["request_id"])
             if status == 0:
-                await send_error(counted_send, failure)
+                await send_error(scope, counted_send, failure)
         finally:
             route = scope.get("route")
             method = scope["method"] if scope["method"] in METHODS else "other"
@@ -262,6 +278,13 @@ class HttpFront:
         return ((b"connection", b"close"),) if self._state.draining else ()
 
 
+def _id_headers(scope: Scope) -> Headers:
+    """The request's id, under the name that its clients look for."""
+    value = scope["state"]["request_id"].encode("latin-1")
+    ids: Headers = ((b"x-request-id", value),)
+    return (*ids, (b"request-id", value)) if speaks_anthropic(scope["path"]) else ids
+
+
 def _client_id(scope: Scope) -> str | None:
     """The request id that the client chose, if it can be a header of the answer."""
     value = header(scope, b"x-request-id")
@@ -271,7 +294,8 @@ def _client_id(scope: Scope) -> str | None:
 async def _answer_failure(request: Request, error: Exception) -> Response:
     """Whatever was raised, as an answer in the one shape."""
     failure = as_service_error(error, request.scope["state"]["request_id"])
-    headers = {name.decode(): value.decode() for name, value in error_headers(failure)}
+    status, lines, body = error_answer(request.scope, failure)
+    headers = {name.decode(): value.decode() for name, value in lines}
     if isinstance(error, HTTPException) and error.headers:
         headers |= {name: value for name, value in error.headers.items() if name.lower() == "allow"}
-    return Response(error_json(failure), status_code=failure.http.status, headers=headers)
+    return Response(body, status_code=status, headers=headers)

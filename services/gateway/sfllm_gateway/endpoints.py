@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -13,7 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.settings import GatewaySettings
-from sfllm_gateway import native
+from sfllm_gateway import native, openapi
+from sfllm_gateway.anthropic import messages
+from sfllm_gateway.anthropic.answer import ID_PREFIX
+from sfllm_gateway.anthropic.fields import MessagesRequest
 from sfllm_gateway.budget import JournalBudget, Share
 from sfllm_gateway.changes import Changes
 from sfllm_gateway.client import Client, request_timeout
@@ -92,7 +95,10 @@ class GatewayState:
 
 
 class Endpoint(NamedTuple):
-    """One generation endpoint. `check` needs no model, `prepare` does; `answer` writes what comes."""
+    """One generation endpoint. `check` needs no model, `prepare` does; `answer` writes what comes.
+
+    `responses` are those of the OpenAPI document.
+    """
 
     path: str
     name: str
@@ -103,6 +109,7 @@ class Endpoint(NamedTuple):
     check: Callable[[Any], None]
     prepare: Callable[[Any, LoadedModel, TextPool], Awaitable[Generation]]
     answer: Callable[[Any, Generation, str, float], Answer]
+    responses: Mapping[int | str, dict[str, Any]] = openapi.GENERATION_RESPONSES
 
 
 def _chat_answer(request: chat.ChatRequest, generation: Generation, name: str, _arrived: float) -> Answer:
@@ -172,6 +179,18 @@ ENDPOINTS = (
         native.check,
         native.prepare,
         _native_answer,
+    ),
+    Endpoint(
+        "/v1/messages",
+        "messages",
+        "Answer a conversation, in Anthropic's form",
+        MessagesRequest,
+        ID_PREFIX,
+        messages.decode,
+        messages.check,
+        messages.prepare,
+        messages.answer,
+        openapi.MESSAGES_RESPONSES,
     ),
 )
 

@@ -26,7 +26,7 @@ EVENT_HEADERS: Headers = (
 )
 
 DONE = b"data: [DONE]\n\n"
-"""Ends every stream of events, after an error too."""
+"""Ends the streams of OpenAI's older endpoints and of the native one, after an error too."""
 
 KEEP_ALIVE = b": keep-alive\n\n"
 """A comment that tells a client, and whatever is between, that a silent stream is alive."""
@@ -95,6 +95,11 @@ def error_json(error: ServiceError) -> bytes:
     )
 
 
+def failed_stream(error: ServiceError) -> bytes:
+    """The end of a stream that `DONE` ends and that failed."""
+    return b"data: %s\n\n%s" % (error_json(error), DONE)
+
+
 def error_headers(error: ServiceError) -> Headers:
     """The headers of an error answer: how long to wait or what to present, where that helps."""
     if error.code is ErrorCode.INVALID_API_KEY:
@@ -110,8 +115,3 @@ async def send_answer(send: Send, status: int, headers: Headers, body: bytes) ->
     length = (b"content-length", b"%d" % len(body))
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": body})
-
-
-async def send_error(send: Send, error: ServiceError, extra: Headers = ()) -> None:
-    """An error as an answer of its own, before anything else was sent."""
-    await send_answer(send, error.http.status, [*error_headers(error), *extra], error_json(error))

@@ -9,6 +9,7 @@ import msgspec
 from fastapi import FastAPI
 
 from sfllm.errors import HTTP_ERRORS
+from sfllm_gateway.anthropic.errors import ERRORS, speaks_anthropic
 from sfllm_gateway.client import TIMEOUT_HEADER
 from sfllm_gateway.tenant import OPEN_PATHS
 
@@ -32,6 +33,24 @@ ERROR_SCHEMA: dict[str, Any] = {
     },
 }
 
+MESSAGES_ERROR_SCHEMA: dict[str, Any] = {
+    "title": "MessagesError",
+    "type": "object",
+    "required": ["type", "error", "request_id"],
+    "properties": {
+        "type": {"type": "string", "const": "error"},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {
+                "type": {"type": "string", "enum": sorted({entry.type for entry in ERRORS.values()})},
+                "message": {"type": "string"},
+            },
+        },
+        "request_id": {"type": "string"},
+    },
+}
+
 _MEANINGS = {
     400: "The request is malformed, out of bounds, or longer than the model's context",
     401: "No API key where one is needed, or one that is not known; see WWW-Authenticate",
@@ -43,12 +62,13 @@ _MEANINGS = {
     501: "The request asks for something that is not supported",
     503: "No scheduler, model or worker is there, or the gateway is shutting down; see Retry-After",
     504: "The deadline passed",
+    529: "Too many requests wait or are open; see Retry-After",
 }
 
 
-def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The documentation of error answers."""
-    schema = {"$ref": REFERENCE.format(name="Error")}
+def error_responses(*statuses: int, shape: str = "Error") -> dict[int | str, dict[str, Any]]:
+    """The documentation of error answers; `shape` names their schema."""
+    schema = {"$ref": REFERENCE.format(name=shape)}
     return {
         status: {"description": _MEANINGS[status], "content": {"application/json": {"schema": schema}}}
         for status in statuses
@@ -62,6 +82,16 @@ GENERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
     },
     **error_responses(400, 404, 413, 429, 500, 501, 503, 504),
 }
+
+MESSAGES_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The message; server-sent events when `stream` is true",
+        "content": {"application/json": {}, "text/event-stream": {"schema": {"type": "string"}}},
+    },
+    **error_responses(400, 404, 413, 429, 500, 501, 503, 504, 529, shape="MessagesError"),
+}
+
+COUNT_RESPONSES = error_responses(400, 404, 413, 429, 501, 503, 529, shape="MessagesError")
 
 
 def request_body(request_type: type[msgspec.Struct]) -> dict[str, Any]:
@@ -83,8 +113,9 @@ TIMEOUT_PARAMETER: dict[str, Any] = {
 def _add_refusals(paths: dict[str, Any]) -> None:
     """Whatever needs a key may be refused."""
     for path, methods in paths.items():
+        refusals = error_responses(401, shape="MessagesError" if speaks_anthropic(path) else "Error")
         for operation in methods.values() if path not in OPEN_PATHS else ():
-            operation["responses"] |= {str(status): text for status, text in error_responses(401).items()}
+            operation["responses"] |= {str(status): text for status, text in refusals.items()}
 
 
 def install(app: FastAPI, types: Sequence[type[msgspec.Struct]]) -> None:
@@ -97,6 +128,7 @@ def install(app: FastAPI, types: Sequence[type[msgspec.Struct]]) -> None:
         if "Error" not in schemas:
             schemas |= msgspec.json.schema_components(types, ref_template=REFERENCE)[1]
             schemas["Error"] = ERROR_SCHEMA
+            schemas["MessagesError"] = MESSAGES_ERROR_SCHEMA
             _add_refusals(made["paths"])
         return made
 

@@ -7,7 +7,8 @@ import time
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sfllm.errors import ErrorCode, ServiceError
-from sfllm_gateway.http_io import header, send_error
+from sfllm_gateway.error_answers import send_error
+from sfllm_gateway.http_io import header
 from sfllm_gateway.keys import ApiKeys, tenant_of
 
 OPEN_PATHS = frozenset(
@@ -33,7 +34,7 @@ class KeyCheck:
         else:
             tenant = self._keys.name(key, time.monotonic()) if key else None
         if tenant is None:
-            await send_error(send, _refusal(key))
+            await send_error(scope, send, _refusal(key))
             return
         scope["state"]["tenant"] = tenant
         await self._app(scope, receive, send)
