@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.types import Send
 
 from sfllm_gateway.generation import Answer, Generation, Update, Usage
-from sfllm_gateway.http_io import DONE, EVENT_HEADERS, JSON_HEADERS, Headers, send_answer
+from sfllm_gateway.http_io import EVENT_HEADERS, JSON_HEADERS, Headers, send_answer
 
 
 async def answer_echo(generation: Generation, answer: Answer, send: Send, headers: Headers) -> None:
@@ -25,5 +25,5 @@ async def answer_echo(generation: Generation, answer: Answer, send: Send, header
     if not generation.stream:
         await send_answer(send, 200, [*JSON_HEADERS, *headers], answer.whole(updates, usage))
         return
-    events = [answer.first(len(updates)), *map(answer.event, updates), answer.last(usage), DONE]
+    events = [answer.first(len(updates)), *map(answer.event, updates), answer.last(usage)]
     await send_answer(send, 200, [*EVENT_HEADERS, *headers], b"".join(events))

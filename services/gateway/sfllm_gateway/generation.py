@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias
 
+from sfllm.errors import ServiceError
 from sfllm.messages import Sampling
 from sfllm_gateway.logprobs import TokenReport
 from sfllm_gateway.models import LoadedModel
@@ -75,7 +76,7 @@ class Update(NamedTuple):
 
 
 class Answer(Protocol):
-    """Writes the answer of one endpoint for one request."""
+    """Writes the answer of one endpoint for one request, the end of its stream included."""
 
     def first(self, choices: int) -> bytes:
         """What a stream begins with, before any text."""
@@ -84,7 +85,10 @@ class Answer(Protocol):
         """One event of a stream."""
 
     def last(self, usage: Usage) -> bytes:
-        """What follows the last choice's end, before the stream's end mark."""
+        """What follows the last choice's end, with the end mark if the endpoint's streams have one."""
+
+    def failed(self, error: ServiceError) -> bytes:
+        """What ends a stream that began and cannot go on, with the end mark likewise."""
 
     def whole(self, updates: Sequence[Update], usage: Usage) -> bytes:
         """The body of an answer that is not streamed, one complete update a choice."""

@@ -10,9 +10,11 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from sfllm.errors import ServiceError
 from sfllm.messages import ModelCard
 from sfllm.wire import DECODE_ERRORS
 from sfllm_gateway.generation import Generation, Prompts, Update, Usage
+from sfllm_gateway.http_io import DONE, failed_stream
 from sfllm_gateway.models import LoadedModel
 from sfllm_gateway.openai.body import Body, bad_value, decode_fields, invalid
 from sfllm_gateway.openai.fields import SamplingFields
@@ -155,8 +157,12 @@ class NativeAnswer:
         return b"data: %s\n\n" % _encode(item)
 
     def last(self, usage: Usage) -> bytes:  # noqa: ARG002 - each event has its own figures
-        """Nothing comes after the last text."""
-        return b""
+        """The end mark alone."""
+        return DONE
+
+    def failed(self, error: ServiceError) -> bytes:
+        """The error."""
+        return failed_stream(error)
 
     def whole(self, updates: Sequence[Update], usage: Usage) -> bytes:  # noqa: ARG002 - as above
         """One object, or a list of them when several choices were asked for."""

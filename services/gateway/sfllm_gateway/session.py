@@ -22,13 +22,11 @@ from sfllm_gateway.client import Client
 from sfllm_gateway.failures import as_service_error
 from sfllm_gateway.generation import Answer, Generation, Usage
 from sfllm_gateway.http_io import (
-    DONE,
     EVENT_HEADERS,
     JSON_HEADERS,
     KEEP_ALIVE,
     ClientGoneError,
     Headers,
-    error_json,
     send_answer,
 )
 from sfllm_gateway.links import SchedulerLinks
@@ -220,7 +218,6 @@ class Session:
         await self._send(
             {"type": "http.response.start", "status": 200, "headers": [*EVENT_HEADERS, *headers]}
         )
-        end = DONE
         try:
             await self._write(self._answer.first(len(self._choices)))
             while not self._complete:
@@ -234,11 +231,11 @@ class Session:
                 await self._sleep()
                 if time.monotonic() - self._quiet_since >= self._settings.keep_alive_seconds:
                     await self._write(KEEP_ALIVE)
-            end = self._answer.last(self._usage()) + DONE
+            end = self._answer.last(self._usage())
         except ClientGoneError:
             raise
         except Exception as error:  # noqa: BLE001 - a stream that began ends in the agreed way
-            end = b"data: %s\n\n%s" % (error_json(as_service_error(error, self._request_id)), DONE)
+            end = self._answer.failed(as_service_error(error, self._request_id))
         await self._write(end, more=False)
 
     async def _write(self, body: bytes, more: bool = True) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from sfllm.errors import ServiceError
 from sfllm_gateway.generation import Update, Usage
+from sfllm_gateway.http_io import DONE, failed_stream
 from sfllm_gateway.openai.responses import SYSTEM_FINGERPRINT, AnswerForm, chat_body, completion_body
 from sfllm_gateway.openai.token_json import chat_logprobs, completion_logprobs
 
@@ -44,8 +46,12 @@ class _EventAnswer:
     def last(self, usage: Usage) -> bytes:
         """The usage event, if it was asked for."""
         if not self._include_usage:
-            return b""
-        return b'%s"choices":[],"usage":%s}\n\n' % (self._head, usage_json(usage))
+            return DONE
+        return b'%s"choices":[],"usage":%s}\n\n%s' % (self._head, usage_json(usage), DONE)
+
+    def failed(self, error: ServiceError) -> bytes:
+        """The error."""
+        return failed_stream(error)
 
     def _event(self, update: Update, body: bytes, logprobs: bytes, more: bytes = b"") -> bytes:
         reason = b"null" if update.finish_reason is None else _encode(update.finish_reason)
