@@ -138,4 +138,4 @@ def _submit(draw: random.Random, kind: int) -> Template:
 
 def _end(lease: int, gateway: bytes) -> Template:
     finished = Finished(MARK, 0, 0, "length", -1, 100, 0, 128, Timings(0.1, 0.2, 0.3))
-    return Template(WorkerFinished(lease, gateway, finished))
+    return Template(WorkerFinished(lease, gateway, finished), as_array("f", ()))

@@ -58,12 +58,24 @@ class GenerationDefaults(Value, frozen=True):
     repetition_penalty: float | None = None
 
 
+class Pooling(Value, frozen=True):
+    """How a model's final hidden rows become the embedding of a text, of so many `dimensions`.
+
+    `kind` is "mean", of all tokens, or "last", the last token's row. `normalizes`: embeddings have length 1.
+    """
+
+    kind: str
+    dimensions: int
+    normalizes: bool = True
+
+
 class ModelCard(Value, frozen=True):
     """What a gateway must know of a model to serve it. Its tokenizer and template are `assets`.
 
     `name` is the model's id in the API, `aliases` further names it answers to.
     `created` is in unix seconds. `max_model_len` bounds prompt plus output tokens. `quantization` is how the
-    weights are held; workers that differ in it do not serve one model together.
+    weights are held; workers that differ in it do not serve one model together. `pooling` is None for a
+    model that gives no embeddings.
     """
 
     name: str
@@ -76,6 +88,7 @@ class ModelCard(Value, frozen=True):
     assets: tuple[Asset, ...]
     defaults: GenerationDefaults = GenerationDefaults()
     quantization: str = "none"
+    pooling: Pooling | None = None
 
 
 class ModelState(Value, frozen=True):
@@ -98,6 +111,7 @@ class Sampling(Value, frozen=True):
     each output or prompt token besides that token itself; -1 reports nothing.
 
     The output follows `grammar`, which is in the form of the llguidance library; empty allows every text.
+    With `pooling` (see `Pooling.kind`) nothing is generated: the prompt's embedding comes with its end.
     """
 
     max_tokens: int
@@ -118,6 +132,7 @@ class Sampling(Value, frozen=True):
     logprobs: int = -1
     prompt_logprobs: int = -1
     grammar: str = ""
+    pooling: str = ""
 
 
 class Capacity(Value, frozen=True):
@@ -310,9 +325,11 @@ class Finished(Message, frozen=True):
     """A choice ended. `reason` is "stop", "length" or "abort"; `generated_tokens` its final length.
 
     `stop_token_id` is the token that ended it, -1 for none; that token is not part of the output.
+    Array: the prompt's embedding, not normalized, of a request that asks for it, else empty.
     """
 
     kind = 26
+    array_types = "f"
     handle: int
     attempt: int
     choice: int
@@ -395,9 +412,10 @@ class WorkerPromptLogprobs(Message, frozen=True):
 
 
 class WorkerFinished(Message, frozen=True):
-    """A choice ended; when the last choice of a request has, its credit returns."""
+    """A choice ended; when the last choice of a request has, its credit returns. Array as in `Finished`."""
 
     kind = 43
+    array_types = "f"
     lease: int
     gateway: bytes
     finished: Finished

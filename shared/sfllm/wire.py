@@ -19,7 +19,7 @@ import msgspec
 
 from sfllm.messages import Message
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAGIC = b"SF"
 
 Array = memoryview

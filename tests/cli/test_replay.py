@@ -98,7 +98,7 @@ def serve(worker: Peer, lease: int, entry: GrantedRequest) -> None:
         batch.append(entry.handle, entry.attempt, choice, 0, [SECRET_TOKEN] * 8)
     worker.send(WorkerTokens(lease, entry.gateway), *batch.arrays())
     for choice in entry.choices:
-        worker.send(WorkerFinished(lease, entry.gateway, finished(entry, choice)))
+        worker.send(WorkerFinished(lease, entry.gateway, finished(entry, choice)), as_array("f", []))
 
 
 def load_with_faults(scheduler: SchedulerProcess) -> None:

@@ -345,6 +345,7 @@ class FakeScheduler:
 
     def _end(self, running: _Running, finished: list[tuple[int, str, int, int]]) -> None:
         submit, key = running.submit, (running.peer, running.submit.handle)
+        embedding = self.script.embedding if submit.sampling.pooling else ()
         for choice, reason, stop_token, count in finished:
             del running.generated[choice]
             self._send(
@@ -353,6 +354,7 @@ class FakeScheduler:
                     *(submit.handle, submit.attempt, choice, reason, stop_token),
                     *(len(running.prompt), self.script.cached_tokens, count, Timings(0.1, 0.2, 0.3)),
                 ),
+                wire.as_array("f", embedding),
             )
         if not running.generated:
             self._running.pop(key, None)

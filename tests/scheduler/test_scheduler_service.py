@@ -89,7 +89,7 @@ def test_a_request_goes_to_the_worker_and_its_tokens_come_back(scheduler: Schedu
     batch = TokenBatch()
     batch.append(7, 0, 0, 0, [11, 12])
     worker.send(WorkerTokens(welcome.lease, entry.gateway), *batch.arrays())
-    worker.send(WorkerFinished(welcome.lease, entry.gateway, finished(entry)))
+    worker.send(WorkerFinished(welcome.lease, entry.gateway, finished(entry)), as_array("f", []))
     _, arrays = gateway.wait(Tokens)
     assert [(row.handle, row.start, list(row.ids)) for row in rows(arrays)] == [(7, 0, [11, 12])]
     assert gateway.wait(Finished)[0].handle == 7

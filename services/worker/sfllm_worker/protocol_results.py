@@ -143,4 +143,5 @@ def _finished(end: _End, lease: int, now: float) -> Outgoing:
             decode_seconds=now - held.first_token_at,
         ),
     )
-    return Outgoing(WorkerFinished(lease, held.key.gateway, finished))
+    embedding = as_array("f", progress.embedding)
+    return Outgoing(WorkerFinished(lease, held.key.gateway, finished), (embedding,))

@@ -131,7 +131,7 @@ class SchedulerCore:
             case WorkerPromptLogprobs():
                 relay.prompt_logprobs(state, message, arrays)
             case WorkerFinished():
-                relay.finished(state, worker, message, now)
+                relay.finished(state, worker, message, arrays, now)
             case WorkerBeat():
                 relay.beat(state, worker, message, arrays)
                 reconcile.compare_worker(state, worker, message.digest)

@@ -23,12 +23,14 @@ import msgspec
 from sfllm.messages import (
     GATEWAY_TO_SCHEDULER,
     WORKER_TO_SCHEDULER,
+    Finished,
     Grant,
     Message,
     ModelCard,
     PromptLogprobs,
     Submit,
     Tokens,
+    WorkerFinished,
     WorkerPromptLogprobs,
     WorkerTokens,
 )
@@ -116,6 +118,8 @@ _KEPT: dict[type[Message], tuple[int | None, ...]] = {
     WorkerTokens: (None, ROW_NUMBERS, 0),
     PromptLogprobs: (0, 0),
     WorkerPromptLogprobs: (0, 0),
+    Finished: (0,),
+    WorkerFinished: (0,),
 }
 """How many leading elements of each array are kept, None for all; of token rows so many for each row."""
 

@@ -48,7 +48,9 @@ def prompt_logprobs(state: State, message: WorkerPromptLogprobs, arrays: Sequenc
     state.to_gateway(message.gateway, message.logprobs, tuple(arrays))
 
 
-def finished(state: State, worker: Worker, message: WorkerFinished, now: float) -> None:
+def finished(
+    state: State, worker: Worker, message: WorkerFinished, arrays: Sequence[Array], now: float
+) -> None:
     """A choice ended; with the last one of a request, its credits return."""
     end = message.finished
     key = HoldKey(Key(message.gateway, end.handle), end.attempt)
@@ -56,7 +58,7 @@ def finished(state: State, worker: Worker, message: WorkerFinished, now: float) 
     if hold is None or end.choice not in hold.request.open:
         state.record("dropped", kind="finished", worker=worker.worker_id)
         return
-    state.to_gateway(message.gateway, end)
+    state.to_gateway(message.gateway, end, tuple(arrays))
     note_finished(state, hold.request, end, now)
     state.close_choice(hold.request, end.choice)
     if hold.request.open:

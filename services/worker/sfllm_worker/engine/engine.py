@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence as Seq
+from math import isfinite
 
 import torch
 
@@ -21,6 +22,7 @@ from sfllm_worker.engine.interface import Progress, PromptReport, StepResult
 from sfllm_worker.engine.pending import SynchronousSampler, TokenSampler
 from sfllm_worker.engine.planned import PlannedEngine, PromptSpan, prompt_spans, shape_of
 from sfllm_worker.engine.planner import Limits, StepPlan
+from sfllm_worker.engine.pooling import Pooler, pooled_rows
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.graphs.figures import GraphFigures
 from sfllm_worker.graphs.runner import GraphRunner
@@ -54,6 +56,7 @@ class Engine(PlannedEngine):
         self._kv = kv
         self._sampler: TokenSampler = sampler or SynchronousSampler()
         self._staging = Staging(device)
+        self._pooler = Pooler()
         self._in_flight: deque[StepInFlight] = deque()
         self._depth = 2 if overlap else 1
         self._drains = False
@@ -106,7 +109,9 @@ class Engine(PlannedEngine):
         end = 0
         for sequence, num_tokens, _, completes in plan.rows:
             end += num_tokens
-            if completes:
+            if completes and sequence.sampling.pooling:
+                sequence.unread += 1
+            elif completes:
                 first_rows[sequence] = len(rows)
                 rows.append(self._sampling_row(sequence))
                 wanted.append(end - 1)
@@ -115,11 +120,17 @@ class Engine(PlannedEngine):
                     rows += [rows[-1]._replace(choice=choice) for choice in sequence.fork_choices]
                     wanted += [end - 1] * len(sequence.fork_choices)
                 sequence.unread += 1
-        logits = self._runner.run(lay_out(plan, token_ids, wanted, spans, self.planner.limits.block_size))
+        inputs = lay_out(plan, token_ids, wanted, spans, self.planner.limits.block_size)
+        embeddings: dict[Sequence, torch.Tensor] = {}
+        if pooled := pooled_rows(plan):
+            inputs = inputs._replace(
+                on_hidden=lambda hidden: embeddings.update(self._pooler.take(pooled, hidden))
+            )
+        logits = self._runner.run(inputs)
         self.planner.launch(plan)
         reports = _report(spans, logits[len(rows) :]) if spans else []
         sample = self._sampler.launch(logits[: len(rows)] if spans else logits, rows)
-        return StepInFlight(plan, end, first_rows, branches, sample, len(rows), reports)
+        return StepInFlight(plan, end, first_rows, branches, sample, len(rows), reports, embeddings)
 
     def _sampling_row(self, sequence: Sequence) -> SamplingRow:
         sampling = sequence.sampling
@@ -143,11 +154,25 @@ class Engine(PlannedEngine):
             for branch in self._branches(sequence):
                 own = step.row_of(sequence, branch.choice)
                 progress.append(self._take(branch, tokens[own], sound[own], logprobs[own]))
+        for sequence, embedding in step.embeddings.items():
+            if sequence.block_table:
+                progress.append(self._end_with(sequence, embedding.tolist()))
         return progress
+
+    def _end_with(self, sequence: Sequence, embedding: list[float]) -> Progress:
+        """The prompt's embedding is all that was wanted."""
+        sequence.unread -= 1
+        if not all(map(isfinite, embedding)):
+            return self._fail(sequence)
+        self.planner.remove(sequence)
+        return Progress(sequence, None, "stop", embedding=embedding)
 
     def _take(self, sequence: Sequence, token: int, sound: bool, logprobs: Logprobs) -> Progress:
         if sound:
             return self._advance_by(sequence, token, logprobs)
+        return self._fail(sequence)
+
+    def _fail(self, sequence: Sequence) -> Progress:
         # A NaN left in a free block would spoil the next sequence even where it is masked.
         self._kv.zero_blocks(self.planner.spoil(sequence))
         self.planner.remove(sequence)

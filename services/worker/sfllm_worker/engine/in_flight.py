@@ -23,7 +23,8 @@ class StepInFlight(NamedTuple):
     """A step from its launch until it is read.
 
     `first_rows` says which of the sampled rows is each completed sequence's first. If it was to fork it
-    has one for each of its `branches`, which are choices; else it has one.
+    has one for each of its `branches`, which are choices; else it has one. Completed prompts whose
+    embedding is wanted have none.
     """
 
     plan: StepPlan
@@ -33,6 +34,7 @@ class StepInFlight(NamedTuple):
     sample: PendingSample
     num_sampled: int
     reports: list[PromptReport]
+    embeddings: dict[Sequence, Tensor]
 
     def row_of(self, sequence: Sequence, choice: int) -> int:
         """The sampled row with the next token of a completed sequence, as it is for that choice."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from typing import Literal, NamedTuple, Protocol
 
 from sfllm.step_curve import StepCurve
@@ -18,7 +19,8 @@ class Progress(NamedTuple):
     """What a step did to one sequence: a new token, its end, or both.
 
     `token` is None when the token that ended it is not part of the output (`stop_token_id` then
-    says which it was) or when the model's output was not finite ("fault").
+    says which it was) or when the model's output was not finite ("fault"). With its end comes the
+    `embedding` of a prompt of which that was wanted, instead of tokens.
     """
 
     sequence: Sequence
@@ -26,6 +28,7 @@ class Progress(NamedTuple):
     finish: FinishReason | None = None
     stop_token_id: int = -1
     logprobs: Logprobs = NO_LOGPROBS
+    embedding: Seq[float] = ()
 
 
 class PromptReport(NamedTuple):

@@ -26,9 +26,9 @@ class Prefixes:
     def find(self, sequence: Sequence) -> list[int]:
         """Blocks of the longest cached prefix, but never of all its tokens: one must be computed.
 
-        Sequences whose prompt's log probabilities are wanted compute everything.
+        Sequences of which something is wanted with every prompt token compute everything.
         """
-        if sequence.sampling.prompt_logprobs >= 0 and sequence.reported_prompt < sequence.prompt_count:
+        if sequence.needs_whole_prompt:
             return []
         return self._pool.find(self._hashes(sequence)[: self._usable(sequence)])
 
@@ -37,7 +37,7 @@ class Prefixes:
 
         It looks for the end by bisection, as if a block was never there without those before it.
         """
-        if sequence.sampling.prompt_logprobs >= 0 and sequence.reported_prompt < sequence.prompt_count:
+        if sequence.needs_whole_prompt:
             return 0
         hashes, usable = self._hashes(sequence), self._usable(sequence)
         if not usable or self._is_unknown(hashes[0]):

@@ -56,6 +56,13 @@ class Sequence:
         return len(self.tokens) - self.prompt_count
 
     @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether something is still wanted of every prompt token, so that none may come from the cache."""
+        if self.sampling.pooling:
+            return self.sampling.pooling == "mean"
+        return self.sampling.prompt_logprobs >= 0 and self.reported_prompt < self.prompt_count
+
+    @property
     def slots(self) -> int:
         """How many sequences this one is or will become."""
         return 1 + len(self.fork_choices)

@@ -95,6 +95,8 @@ class CapturedRunner:
     def _key(self, inputs: StepInputs) -> GraphKey | None:
         """The key for a step of decodes, each of which wants its logits; None for any other."""
         batch = inputs.batch
+        if inputs.on_hidden is not None:
+            return None
         if batch.num_decodes != len(batch.query_lens) or not inputs.logit_rows.equal(batch.last_rows):
             return None
         return self._index.find(batch.num_tokens, max(batch.context_lens))

@@ -6,6 +6,7 @@ a CPU needs; `CapturedRunner`, in `captured.py`, replays CUDA graphs where it ca
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -22,12 +23,13 @@ class StepInputs(NamedTuple):
 
     `token_ids` int64 [num_tokens] in the batch's order; on the device already when tokens of a step that
     was not read yet are among them. `logit_rows` int64 [num_logit_rows] are the tokens whose logits are
-    wanted.
+    wanted. `on_hidden`, if any, gets the final hidden rows [num_tokens, hidden_size] of all tokens.
     """
 
     token_ids: Tensor
     batch: AttentionBatch
     logit_rows: Tensor
+    on_hidden: Callable[[Tensor], None] | None = None
 
 
 class GraphRunner(Protocol):
@@ -69,6 +71,8 @@ class EagerRunner:
                 inputs.batch, [inputs.logit_rows, token_ids]
             )
         hidden = self._decoder.forward(token_ids, batch.positions, batch, self._kv)
+        if inputs.on_hidden is not None:
+            inputs.on_hidden(hidden)
         return self._decoder.logits(hidden[rows])
 
     def idle(self) -> bool:
