@@ -19,6 +19,7 @@ class ErrorCode(enum.StrEnum):
 
     INVALID_REQUEST = "invalid_request"
     CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+    IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
     MODEL_NOT_FOUND = "model_not_found"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -42,6 +43,7 @@ class HttpError(NamedTuple):
 HTTP_ERRORS: dict[ErrorCode, HttpError] = {
     ErrorCode.INVALID_REQUEST: HttpError(400, "invalid_request_error"),
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: HttpError(400, "invalid_request_error"),
+    ErrorCode.IDEMPOTENCY_KEY_REUSED: HttpError(400, "invalid_request_error"),
     ErrorCode.MODEL_NOT_FOUND: HttpError(404, "not_found_error"),
     ErrorCode.NOT_FOUND: HttpError(404, "not_found_error"),
     ErrorCode.METHOD_NOT_ALLOWED: HttpError(405, "invalid_request_error"),

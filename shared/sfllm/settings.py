@@ -74,6 +74,16 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True):
     max_journal_bytes: Annotated[
         int, Meta(ge=2**20, description="most bytes of prompts and answers that one gateway keeps at once")
     ] = 512 * 2**20
+    max_idempotency_bytes: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="most bytes of answers that one gateway keeps for retries with an Idempotency-Key",
+        ),
+    ] = 64 * 2**20
+    idempotency_seconds: Annotated[
+        float, Meta(gt=0, description="how long an answer is kept for retries with an Idempotency-Key")
+    ] = 600.0
     max_attempts: Annotated[
         int, Meta(ge=1, description="times a request may be on a worker that crashes before it fails")
     ] = 20
@@ -214,6 +224,13 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     ] = False
     load_format: Annotated[
         Literal["auto", "dummy"], Meta(description="dummy: random weights of the model's shape")
+    ] = "auto"
+    pooling: Annotated[
+        Literal["auto", "mean", "last", "none"],
+        Meta(
+            description="how /v1/embeddings makes one row of a text's: mean of all tokens, or the last one; "
+            "auto: as the model's own files say, which for most models is that there are no embeddings"
+        ),
     ] = "auto"
     generation_defaults: Annotated[
         bool, Meta(description="take defaults of sampling fields from the model's generation_config.json")

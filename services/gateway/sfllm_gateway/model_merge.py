@@ -9,7 +9,7 @@ from sfllm.messages import Asset, ModelCard, ModelState
 
 def _content(card: ModelCard) -> tuple[object, ...]:
     """What must be the same for a request to go on at another scheduler's workers."""
-    return card.assets, card.vocab_size, card.quantization
+    return card.assets, card.vocab_size, card.quantization, card.pooling
 
 
 class ModelMerge:

@@ -12,7 +12,7 @@ import torch
 from msgspec.structs import replace
 
 from sfllm.asset_pull import asset_of
-from sfllm.messages import GenerationDefaults, ModelCard, Sampling
+from sfllm.messages import GenerationDefaults, ModelCard, Pooling, Sampling
 from sfllm.model_files import model_name, resolve_model
 from sfllm.settings import WorkerSettings
 from sfllm_worker.assembly import Gpu, Parts
@@ -241,4 +241,17 @@ def make_card(settings: WorkerSettings, model: LoadedModel, engine: Engine) -> M
             defaults.repetition_penalty,
         ),
         quantization=settings.quantization,
+        pooling=_pooling(settings, model),
     )
+
+
+def _pooling(settings: WorkerSettings, model: LoadedModel) -> Pooling | None:
+    """As the model says, unless the operator says something else."""
+    match settings.pooling:
+        case "auto":
+            return model.pooling
+        case "none":
+            return None
+        case kind:
+            normalizes = model.pooling is None or model.pooling.normalizes
+            return Pooling(kind, model.config.hidden_size, normalizes)

@@ -217,7 +217,7 @@ def _interrupt_held(
 
 def _content(card: ModelCard) -> tuple[object, ...]:
     """What must be the same for a request to go on at another worker of the model."""
-    return card.assets, card.vocab_size, card.quantization
+    return card.assets, card.vocab_size, card.quantization, card.pooling
 
 
 def _model_for(state: State, card: ModelCard, now: float) -> Model | None:

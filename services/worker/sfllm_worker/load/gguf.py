@@ -30,6 +30,9 @@ from sfllm_worker.quant.policy import bits_of
 from sfllm_worker.quant.quantize import quantize
 from sfllm_worker.quant.weight import QuantizedWeight
 
+_POOLING = {0: "", 1: "mean", 3: "last"}
+"""By what llama.cpp calls the `pooling_type`."""
+
 
 @dataclass
 class GgufFile:
@@ -54,6 +57,16 @@ class GgufFile:
             )
         self.family = FAMILIES[name]
         self._prefix = name
+
+    def pooling(self) -> str:
+        """How embeddings are made of hidden rows (`Pooling.kind`), empty for a model that makes none.
+
+        Raises `ModelLoadError` for one that pools in another way.
+        """
+        kind = self.metadata.get(f"{self._prefix}.pooling_type", 0)
+        if kind not in _POOLING:
+            raise ModelLoadError(f"{self.path}: embeddings with pooling_type {kind} are not supported")
+        return _POOLING[kind]
 
     def config(self) -> dict[str, Any]:
         """The contents of the `config.json` that the metadata stands for."""

@@ -24,13 +24,14 @@ from sfllm_worker.load.assets import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG
 from sfllm_worker.load.fingerprint import file_fingerprint
 from sfllm_worker.load.gguf import GgufFile
 from sfllm_worker.load.gguf_tokenizer import build_tokenizer
+from sfllm_worker.load.pooling import write_pooling
 from sfllm_worker.load.safetensors_files import INDEX, SINGLE, stored_parts
 from sfllm_worker.model.errors import ModelLoadError
 from sfllm_worker.quant.policy import BITS
 
 _log = logging.getLogger(__name__)
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 """Raised whenever a conversion would come out differently, so that older results are not used."""
 _SHARD_BYTES = 2 << 30
 _LOCK_TIMEOUT_S = 900.0
@@ -119,6 +120,8 @@ def write_directory(
     # The class lets transformers load the directory without guessing another one from the model type.
     names = {**tokenizer.config, "tokenizer_class": "PreTrainedTokenizerFast"}
     _write_json(directory / TOKENIZER_CONFIG, names)
+    if kind := file.pooling():
+        write_pooling(directory, kind)
     if tokenizer.chat_template is not None:
         (directory / CHAT_TEMPLATE).write_text(tokenizer.chat_template, encoding="utf-8")
     _write_weights(_stored_tensors(file, config, dtype, bits), directory, shard_bytes)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 
+from sfllm.messages import Pooling
 from sfllm_worker.backends import make_decoder
 from sfllm_worker.load.assets import GenerationDefaults, generation_defaults, model_assets, read_json
 from sfllm_worker.load.dummy import DummySource, dummy_assets, dummy_config
 from sfllm_worker.load.fingerprint import directory_fingerprint
 from sfllm_worker.load.gguf_cache import converted
+from sfllm_worker.load.pooling import stored_pooling
 from sfllm_worker.load.safetensors_files import SafetensorsSource
 from sfllm_worker.load.weights import TensorSource, build_weights
 from sfllm_worker.model.config import ModelConfig
@@ -43,6 +45,8 @@ class LoadedModel:
     assets: dict[str, bytes]
     """Tokenizer and template files, see `model_assets`."""
     generation: GenerationDefaults
+    pooling: Pooling | None = None
+    """How the model is meant to make embeddings, None if it says nothing of them."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -199,6 +203,7 @@ def _load_directory(directory: Path, name: str, use: _Use) -> LoadedModel:
         fingerprint=directory_fingerprint(directory, chosen, decoder.config, use.products.quantization),
         assets=model_assets(directory),
         generation=generation_defaults(directory),
+        pooling=stored_pooling(directory, decoder.config.hidden_size),
     )
 
 

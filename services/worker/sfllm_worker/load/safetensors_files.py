@@ -37,9 +37,12 @@ class SafetensorsSource:
         self._directory = directory
         self._where = self._locate(directory)
         self._untaken = set(self._where)
+        # Models without a head, such as those for embeddings, are often stored without this prefix.
+        self._prefix = "model." if "embed_tokens.weight" in self._where else ""
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensor of that name. Raises `ModelLoadError` when it is missing or has another shape."""
+        name = name.removeprefix(self._prefix)
         file = self._where.get(name)
         if file is None:
             raise ModelLoadError(f"{self._directory}: tensor {name} is missing")
