@@ -148,3 +148,14 @@ def test_the_metrics_exist() -> None:
     named = set(in_section("Metrics", NAME))
     assert len(named) > 12
     assert named - known == set()
+
+
+def test_the_tables_of_compatibility_say_yes_no_or_what_a_note_tells() -> None:
+    text, _, notes = (DOCS / "compatibility.md").read_text(encoding="utf-8").partition("## Notes")
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.count("|") == 7]
+    said = [cell.strip() for row in rows for cell in row[1:] if not set(cell) <= set("-")]
+    answer = re.compile(r"(yes|no|partly)(, and of others)?( \(\d+\))?|-|sfllm|vLLM|SGLang|llama\.cpp|TGI")
+    assert [cell for cell in said if not answer.fullmatch(cell)] == []
+    assert all("(" in cell for cell in said if cell.startswith("partly"))
+    numbers = re.findall(r"^(\d+)\. ", notes, flags=re.MULTILINE)
+    assert set(re.findall(r"\((\d+)\)", " ".join(said))) == set(numbers)
