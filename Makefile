@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-system chaos chaos-short soak simulate-faults simulate-1000 lint format gpu-static gpu-check gpu-bench gpu-wheels bench-peers images compose-up compose-down constraints docs clean distclean
+.PHONY: help install serve test test-system clients chaos chaos-short soak simulate-faults simulate-1000 lint format gpu-static gpu-check gpu-bench gpu-wheels bench-peers images compose-up compose-down constraints docs clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,7 +35,22 @@ serve: install ## serve the default model; others: make serve ARGS="--model PATH
 test: install ## run the tests, except those that need system packages
 	$(BIN)/python -m pytest -m "not system" $(ARGS)
 
-test-system: install ## run the tests that need Docker (started as root), Prometheus, nginx or lm-eval
+# Each set of clients has an environment of its own: their pins contradict each other's and sfllm's.
+CLIENTS := .venv-clients
+NODE_CLIENTS := tests/clients/node
+
+clients: $(patsubst tests/clients/requirements/%.txt,$(CLIENTS)/%/.installed,$(wildcard tests/clients/requirements/*.txt)) $(NODE_CLIENTS)/node_modules/.installed ## make the environments of the clients that test-system runs
+
+$(CLIENTS)/%/.installed: tests/clients/requirements/%.txt tests/clients/requirements/locks/%.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+$(NODE_CLIENTS)/node_modules/.installed: $(NODE_CLIENTS)/package-lock.json
+	@if command -v npm >/dev/null; then cd $(NODE_CLIENTS) && npm ci --no-audit --no-fund && touch node_modules/.installed; \
+		else echo "SKIPPED: installing the clients for node (npm is missing)" >&2; fi
+
+test-system: install clients ## run the tests that need Docker (started as root), Prometheus, nginx, lm-eval or other clients
 	$(BIN)/python -m pip install --quiet -r tests/system/requirements.txt
 	$(BIN)/python -m pytest -m system tests/system $(ARGS)
 
@@ -102,5 +117,5 @@ clean: ## remove caches and build outputs
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
-distclean: clean ## remove the virtual environment too
-	rm -rf $(VENV)
+distclean: clean ## remove the virtual environments too
+	rm -rf $(VENV) $(CLIENTS) $(NODE_CLIENTS)/node_modules

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 from base_image import build_images
+from client_scripts import Clients
 from docker_engine import Engine, EngineUnavailableError, engine
+from running_stack import RunningStack
+
+CLIENTS_KEY = "key-of-the-clients"
+CLIENTS_MODEL = "smollm2-135m-instruct"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -45,3 +50,16 @@ def images(docker: Engine, docker_directory: Path) -> dict[str, str]:
         return build_images(docker, docker_directory)
     except EngineUnavailableError as error:
         pytest.skip(f"NO CONTAINERS WERE TESTED: {error}")
+
+
+@pytest.fixture(scope="session")
+def clients(smollm2_gguf: Path) -> Iterator[Clients]:
+    """The default model behind an API key, for clients in environments of their own."""
+    with tempfile.TemporaryDirectory(prefix="sfllm-clients-") as home:
+        running = RunningStack(f"--api-key={CLIENTS_KEY}", "--max-context-length=2048")
+        try:
+            running.wait_until_ready()
+            yield Clients(running.url, CLIENTS_KEY, CLIENTS_MODEL, Path(home))
+        finally:
+            code = running.stop()
+    assert code == 0
