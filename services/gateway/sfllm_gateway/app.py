@@ -32,6 +32,7 @@ from sfllm_gateway.http_io import (
 )
 from sfllm_gateway.keys import ApiKeys
 from sfllm_gateway.openai.responses import model_json
+from sfllm_gateway.responses_api import stored
 from sfllm_gateway.tenant import KeyCheck
 from sfllm_gateway.text_api import DetokenizeRequest, TokenizeRequest
 from sfllm_gateway.version import VERSION
@@ -82,6 +83,7 @@ def build(state: GatewayState, keys: ApiKeys) -> ASGIApp:
     _add_models(app, state)
     _add_text(app, state)
     _add_count(app, state)
+    stored.add_routes(app)
     _add_status(app, state)
     _add_info(app, state)
     types = [endpoint.request_type for endpoint in ENDPOINTS]

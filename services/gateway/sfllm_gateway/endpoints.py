@@ -32,6 +32,9 @@ from sfllm_gateway.openai.chunks import ChatAnswer, CompletionAnswer
 from sfllm_gateway.openai.fields import StreamOptions, TextFields
 from sfllm_gateway.openai.responses import AnswerForm
 from sfllm_gateway.openai.token_json import TokenNames
+from sfllm_gateway.responses_api import answer as response
+from sfllm_gateway.responses_api import endpoint as responses
+from sfllm_gateway.responses_api.fields import ResponsesRequest
 from sfllm_gateway.session import Session, SessionContext
 from sfllm_gateway.tokenize import TextPool
 
@@ -191,6 +194,18 @@ ENDPOINTS = (
         messages.prepare,
         messages.answer,
         openapi.MESSAGES_RESPONSES,
+    ),
+    Endpoint(
+        "/v1/responses",
+        "responses",
+        "Answer a conversation, in the form of OpenAI's responses",
+        ResponsesRequest,
+        response.ID_PREFIX,
+        responses.decode,
+        responses.check,
+        responses.prepare,
+        responses.answer,
+        openapi.RESPONSES_RESPONSES,
     ),
 )
 
