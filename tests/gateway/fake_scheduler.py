@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import threading
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import zmq
@@ -36,6 +37,7 @@ from sfllm.messages import (
     ModelCard,
     Models,
     ModelState,
+    Pooling,
     PromptLogprobs,
     Rejected,
     Resend,
@@ -80,7 +82,9 @@ ASSET_FILES = {
 }
 
 
-def model_card(name: str = "tiny", aliases: tuple[str, ...] = ("tiny-alias",)) -> ModelCard:
+def model_card(
+    name: str = "tiny", aliases: tuple[str, ...] = ("tiny-alias",), pooling: Pooling | None = None
+) -> ModelCard:
     return ModelCard(
         name=name,
         aliases=aliases,
@@ -90,6 +94,7 @@ def model_card(name: str = "tiny", aliases: tuple[str, ...] = ("tiny-alias",)) -
         vocab_size=VOCABULARY,
         eos_token_ids=(END_TOKEN,),
         assets=tuple(asset_of(file, content) for file, content in ASSET_FILES.items()),
+        pooling=pooling,
     )
 
 
@@ -100,6 +105,11 @@ def next_token(prompt: list[int], position: int) -> int:
     if script is None:
         return ord("a") + position % 26
     return script[1][position] if position < len(script[1]) else END_TOKEN
+
+
+def row_of(prompt: Sequence[int]) -> tuple[float, ...]:
+    """The model's embedding of a prompt."""
+    return (float(len(prompt)), float(sum(prompt)), float(prompt[0]), -float(prompt[-1]))
 
 
 def candidates(token: int, top: int) -> list[tuple[int, float]]:
@@ -136,6 +146,8 @@ class Script:
     """At which starts to lose one message of the prompt's log probabilities, once each."""
     ignore_submits: int = 0
     cached_tokens: int = 0
+    forget_embeddings: int = 0
+    """How many ends of prompts to send without their embedding."""
 
 
 @dataclass
@@ -313,6 +325,9 @@ class FakeScheduler:
 
     def _step(self, running: _Running) -> None:
         submit = running.submit
+        if submit.sampling.pooling:
+            self._end(running, [(0, "stop", -1, 0)])
+            return
         batch = TokenBatch()
         finished = []
         for choice, tokens in list(running.generated.items()):
@@ -345,7 +360,11 @@ class FakeScheduler:
 
     def _end(self, running: _Running, finished: list[tuple[int, str, int, int]]) -> None:
         submit, key = running.submit, (running.peer, running.submit.handle)
-        embedding = self.script.embedding if submit.sampling.pooling else ()
+        embedding: Sequence[float] = ()
+        if submit.sampling.pooling and self.script.forget_embeddings > 0:
+            self.script.forget_embeddings -= 1
+        elif submit.sampling.pooling:
+            embedding = row_of(running.prompt)
         for choice, reason, stop_token, count in finished:
             del running.generated[choice]
             self._send(

@@ -130,7 +130,7 @@ class SchedulerModel:
             reason = "length" if len(tokens) == LENGTH else "stop"
             submit = live.submit
             ends = (handle, submit.attempt, choice, reason, -1, 2, 0, len(tokens), Timings())
-            self._say(Finished(*ends))
+            self._say(Finished(*ends), wire.as_array("f", ()))
             self._close(handle, choice)
 
     def interrupt(self, handle: int, suspects: int = 0) -> None:

@@ -12,6 +12,9 @@ TOKEN_BYTES = 4
 CANDIDATE_BYTES = 8
 """The id and the log probability of one candidate."""
 
+NUMBER_BYTES = 32
+"""One number of an embedding, as Python holds it."""
+
 CHOICE_BYTES = 4096
 """What a choice costs here before its first token."""
 
@@ -26,6 +29,8 @@ def journal_bytes(generation: Generation) -> int:
         candidates = CANDIDATE_BYTES * (sampling.logprobs + 1)
         prompt_candidates = CANDIDATE_BYTES * (sampling.prompt_logprobs + 1)
         total += len(prompt) * (TOKEN_BYTES + generation.n * prompt_candidates)
+        if sampling.pooling and generation.model.card.pooling is not None:
+            total += NUMBER_BYTES * generation.model.card.pooling.dimensions
         total += generation.n * (CHOICE_BYTES + sampling.max_tokens * (TOKEN_BYTES + candidates))
     return total
 

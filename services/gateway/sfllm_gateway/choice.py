@@ -66,6 +66,7 @@ class Choice:
             matched=None if reason is None else matched,
             logprobs=logprobs,
             prompt_logprobs=None if reason is None else self._prompt_logprobs(),
+            embedding=self.opened.stream.embedding,
         )
 
     def _logprobs(self, start: int) -> Sequence[TokenReport] | None:

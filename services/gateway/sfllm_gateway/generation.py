@@ -24,6 +24,7 @@ class Generation(NamedTuple):
     of the prompt, None for no report; the samplings ask for as many as either needs. `discards` drops
     what is generated: only the prompt is answered. `tenant` is who asks: see `tenant.py`. `parsers` makes,
     for a choice, what tells its reasoning and tool calls from its content; None where all is content.
+    `seeded` says that the client chose the samplings' seeds, which are drawn otherwise.
     """
 
     model: LoadedModel
@@ -42,6 +43,7 @@ class Generation(NamedTuple):
     discards: bool = False
     tenant: str = ""
     parsers: Callable[[], OutputParser] | None = None
+    seeded: bool = False
 
     @property
     def needs_worker(self) -> bool:
@@ -62,7 +64,7 @@ class Update(NamedTuple):
 
     `matched` is the stop string or stop token that ended it; `usage` counts this choice so far.
     `logprobs` are of the tokens behind this text, the echoed prompt's first; None if not asked for.
-    `prompt_logprobs` come with the last update of a choice.
+    `prompt_logprobs` and the prompt's `embedding`, not normalized, come with the last update of a choice.
     """
 
     choice: int
@@ -73,6 +75,7 @@ class Update(NamedTuple):
     matched: str | int | None = None
     logprobs: Sequence[TokenReport] | None = None
     prompt_logprobs: Sequence[TokenReport] | None = None
+    embedding: Sequence[float] = ()
 
 
 class Answer(Protocol):

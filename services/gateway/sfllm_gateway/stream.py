@@ -90,6 +90,7 @@ class Stream:
         self.ever_admitted = False
         self.error: ServiceError | None = None
         self.last_finished: Finished | None = None
+        self.embedding: tuple[float, ...] = ()
         self.migrations = 0
         # 0.3 ms at most, and a thread could not help: hashing so little at once holds the interpreter's lock.
         self._prefixes = prefix_names(memoryview(request.prompt), request.cache_salt)
@@ -194,18 +195,20 @@ class Stream:
             return Gap.RESTART  # workers keep the tokens that they sent, and no log probabilities
         return Gap.NONE if choice in self._asked_at else Gap.ASK
 
-    def on_finished(self, message: Finished) -> bool:
-        """A choice ended. False: not all of its tokens came: restart."""
+    def on_finished(self, message: Finished, embedding: Sequence[float] = ()) -> bool:
+        """A choice ended. False: not all of its tokens, or no embedding, came: restart."""
         if message.attempt != self.attempt or not 0 <= message.choice < len(self.choices) or self.ended:
             return True
         journal = self.choices[message.choice]
         if journal.finish_reason is not None:
             return True
         missing = len(journal.ids) < message.generated_tokens or not self.prompt.complete
+        missing = missing or (bool(self.request.sampling.pooling) and not len(embedding))
         if missing or message.reason not in {"stop", "length"}:
             return False
         self._mark_admitted()
         self._asked_at.pop(message.choice, None)
+        self.embedding = tuple(embedding)
         journal.finish_reason = message.reason
         journal.stop_token_id = message.stop_token_id
         self.last_finished = message

@@ -233,7 +233,7 @@ class StreamTable:
             case Admitted() | Rejected() | Finished() | Interrupted():
                 opened = self._streams.get(message.handle)
                 if opened is not None:
-                    self._take_reply(opened, message, now)
+                    self._take_reply(opened, message, arrays, now)
             case _:
                 raise wire.WireError(f"unexpected {type(message).__name__}")
 
@@ -268,7 +268,11 @@ class StreamTable:
             self._restart(opened, now)
 
     def _take_reply(
-        self, opened: OpenStream, message: Admitted | Rejected | Finished | Interrupted, now: float
+        self,
+        opened: OpenStream,
+        message: Admitted | Rejected | Finished | Interrupted,
+        arrays: Sequence[wire.Array],
+        now: float,
     ) -> None:
         stream = opened.stream
         match message:
@@ -280,7 +284,7 @@ class StreamTable:
                 if stream.on_interrupted(message):
                     self._submit_next(opened, message.cause, now)
             case Finished():
-                if not stream.on_finished(message):
+                if not stream.on_finished(message, *arrays):
                     self._restart(opened, now)
         self._changed(opened)
 

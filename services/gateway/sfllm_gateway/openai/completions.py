@@ -53,15 +53,17 @@ def check(request: CompletionRequest) -> None:
         raise bad_value("max_tokens", "0 is only allowed together with echo")
 
 
-def split_prompts(prompt: str | list[str | int | list[int]]) -> list[str] | list[list[int]]:
+def split_prompts(
+    prompt: str | list[str | int | list[int]], param: str = "prompt"
+) -> list[str] | list[list[int]]:
     """The prompts of a request, all texts or all token ids. Raises 400 for a mixture or none."""
     if isinstance(prompt, str):
         return [prompt]
     kinds = {type(item) for item in prompt}
     if not kinds:
-        raise bad_value("prompt", "must not be empty")
+        raise bad_value(param, "must not be empty")
     if len(kinds) > 1:
-        raise bad_value("prompt", "strings and token ids cannot be mixed")
+        raise bad_value(param, "strings and token ids cannot be mixed")
     if kinds == {int}:
         return [cast("list[int]", prompt)]
     return cast("list[str] | list[list[int]]", prompt)
@@ -78,7 +80,7 @@ async def prepare(request: CompletionRequest, model: LoadedModel, pool: TextPool
         whole = (
             encode(tokenizer, texts, request.add_special_tokens is not False)
             if texts
-            else _from_ids([item for item in given if isinstance(item, list)], model)
+            else from_ids([item for item in given if isinstance(item, list)], model)
         )
         prompts = [truncate(ids, request.truncate_prompt_tokens, limits, model.card) for ids in whole]
         shown = []
@@ -98,6 +100,7 @@ async def prepare(request: CompletionRequest, model: LoadedModel, pool: TextPool
         skip_special_tokens=request.skip_special_tokens is not False,
         priority=request.priority or 0,
         stream=bool(request.stream),
+        seeded=request.seed is not None,
         cache_salt=request.cache_salt or "",
         echo=shown if request.echo else None,
         logprobs=request.logprobs,
@@ -124,7 +127,8 @@ def _sampling(
     return msgspec.structs.replace(sampling, ignore_eos=True)
 
 
-def _from_ids(given: list[list[int]], model: LoadedModel) -> Prompts:
+def from_ids(given: list[list[int]], model: LoadedModel, param: str = "prompt") -> Prompts:
+    """Prompts that were given as token ids. Raises 400 for ids outside the vocabulary."""
     for ids in given:
-        check_token_ids(ids, model.card, "prompt")
+        check_token_ids(ids, model.card, param)
     return [array("I", ids) for ids in given]
