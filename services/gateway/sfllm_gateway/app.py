@@ -21,7 +21,7 @@ from sfllm_gateway.anthropic import messages
 from sfllm_gateway.anthropic.errors import speaks_anthropic
 from sfllm_gateway.anthropic.fields import CountRequest
 from sfllm_gateway.budget import Share
-from sfllm_gateway.endpoints import ENDPOINTS, Endpoint, GatewayState, serve_generation
+from sfllm_gateway.endpoints import ENDPOINTS, Endpoint, GatewayState
 from sfllm_gateway.error_answers import error_answer, send_error
 from sfllm_gateway.failures import as_service_error
 from sfllm_gateway.http_io import (
@@ -33,6 +33,7 @@ from sfllm_gateway.http_io import (
 from sfllm_gateway.keys import ApiKeys
 from sfllm_gateway.openai.responses import model_json
 from sfllm_gateway.responses_api import stored
+from sfllm_gateway.serving import serve_generation
 from sfllm_gateway.tenant import KeyCheck
 from sfllm_gateway.text_api import DetokenizeRequest, TokenizeRequest
 from sfllm_gateway.version import VERSION
@@ -43,7 +44,7 @@ CLIENT_GONE = 499
 """The status that nobody sees, of a request whose client left before it was read (as nginx counts it)."""
 
 
-EXPOSED_HEADERS = ("X-Request-Id", "Retry-After", "X-Sfllm-Ignored-Fields")
+EXPOSED_HEADERS = ("X-Request-Id", "Retry-After", "X-Sfllm-Ignored-Fields", "Idempotent-Replayed")
 """What a page of another origin may read of an answer's head, beside what every page may."""
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
-import structlog
-from starlette.types import Receive, Scope, Send
 
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.settings import GatewaySettings
@@ -17,17 +14,15 @@ from sfllm_gateway import native, openapi
 from sfllm_gateway.anthropic import messages
 from sfllm_gateway.anthropic.answer import ID_PREFIX
 from sfllm_gateway.anthropic.fields import MessagesRequest
-from sfllm_gateway.budget import JournalBudget, Share
+from sfllm_gateway.budget import JournalBudget
 from sfllm_gateway.changes import Changes
-from sfllm_gateway.client import Client, request_timeout
-from sfllm_gateway.echo import answer_echo
 from sfllm_gateway.generation import Answer, Generation
-from sfllm_gateway.http_io import ABORT, Headers, read_body
+from sfllm_gateway.idempotency_store import AnswerMemory, Turns
 from sfllm_gateway.links import SchedulerLinks
 from sfllm_gateway.metrics import GatewayMetrics
 from sfllm_gateway.models import LoadedModel, ModelRegistry
 from sfllm_gateway.openai import chat, completions
-from sfllm_gateway.openai.body import MAX_IGNORED_NAMES, Body, bad_value, decode_body
+from sfllm_gateway.openai.body import Body, decode_body
 from sfllm_gateway.openai.chunks import ChatAnswer, CompletionAnswer
 from sfllm_gateway.openai.fields import StreamOptions, TextFields
 from sfllm_gateway.openai.responses import AnswerForm
@@ -35,10 +30,8 @@ from sfllm_gateway.openai.token_json import TokenNames
 from sfllm_gateway.responses_api import answer as response
 from sfllm_gateway.responses_api import endpoint as responses
 from sfllm_gateway.responses_api.fields import ResponsesRequest
-from sfllm_gateway.session import Session, SessionContext
+from sfllm_gateway.session import Session
 from sfllm_gateway.tokenize import TextPool
-
-log = structlog.get_logger()
 
 
 class GatewayState:
@@ -63,6 +56,7 @@ class GatewayState:
         self.open_requests = 0
         self.sessions: set[Session] = set()
         self.journals = JournalBudget(settings.max_journal_bytes)
+        self.turns = Turns(AnswerMemory(settings.max_idempotency_bytes, settings.idempotency_seconds))
         metrics.journal_bytes.set_function(lambda: self.journals.reserved)
         metrics.schedulers.set_function(lambda: links.connected)
 
@@ -208,80 +202,3 @@ ENDPOINTS = (
         openapi.RESPONSES_RESPONSES,
     ),
 )
-
-
-async def serve_generation(
-    state: GatewayState, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send
-) -> None:
-    """Serve one request from its first body byte to its last answer byte. Raises `ServiceError`."""
-    arrived = time.monotonic()
-    if state.open_requests >= state.settings.max_streams:
-        raise ServiceError(
-            ErrorCode.QUEUE_FULL, "this gateway has as many requests open as it may", retry_after_seconds=1
-        )
-    client = Client(receive, arrived + request_timeout(scope, state.settings))
-    state.open_requests += 1
-    state.metrics.open_requests.inc()
-    try:
-        with state.journals.share() as share:
-            await _serve_client(state, endpoint, scope, client, send, arrived, share)
-    finally:
-        client.close()
-        state.open_requests -= 1
-        state.metrics.open_requests.dec()
-
-
-async def _serve_client(
-    state: GatewayState,
-    endpoint: Endpoint,
-    scope: Scope,
-    client: Client,
-    send: Send,
-    arrived: float,
-    share: Share,
-) -> None:
-    limit = state.settings.max_body_bytes
-    body = await client.wait_for(read_body(scope, client.receive, limit, share.grow))
-    client.watch()
-    request, ignored = endpoint.decode(body)
-    del body
-    _take_request_id(request.request_id, scope)
-    endpoint.check(request)
-    model = await client.wait_for(state.model_to_serve(request.model))
-    generation = await client.wait_for(endpoint.prepare(request, model, state.pool))
-    generation = generation._replace(tenant=scope["state"]["tenant"])
-    request_id = scope["state"]["request_id"]
-    answer = endpoint.answer(request, generation, endpoint.id_prefix + request_id, arrived)
-    headers = _ignored_header(state, ignored)
-    log.debug("request accepted", request_id=request_id)
-    if not generation.needs_worker:
-        await answer_echo(generation, answer, send, headers)
-        return
-    await client.wait_for(state.model_to_serve(model.card.name))  # tokenizing took a while
-    abort = scope["extensions"][ABORT]["abort"]
-    context = SessionContext(state.links, state.metrics, state.settings)
-    session = Session(context, generation, answer, request_id, arrived, abort)
-    share.exchange(generation)
-    state.sessions.add(session)
-    try:
-        await session.run(client, send, headers)
-    finally:
-        state.sessions.discard(session)
-
-
-def _take_request_id(value: str | None, scope: Scope) -> None:
-    """A request id in the body goes before the header's. It is echoed, so it must fit a header."""
-    if value is None:
-        return
-    if not value or not value.isascii() or not value.isprintable():
-        raise bad_value("request_id", "must be printable ASCII")
-    scope["state"]["request_id"] = value
-
-
-def _ignored_header(state: GatewayState, ignored: Any) -> Headers:
-    """Names the fields that had no effect, as far as they are fit for a header."""
-    if not ignored:
-        return ()
-    state.metrics.ignored_fields.inc(len(ignored))
-    shown = sorted(name for name in ignored if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII))
-    return ((b"x-sfllm-ignored-fields", ", ".join(shown[:MAX_IGNORED_NAMES] or ["?"]).encode()),)

@@ -37,6 +37,9 @@ class GatewayMetrics:
         )
         self.disconnected = counter("disconnected_clients_total", "clients that left before their answer")
         self.ignored_fields = counter("ignored_fields_total", "unknown request fields that had no effect")
+        self.idempotent_replays = counter(
+            "idempotent_replays_total", "answers that were sent again to a retry with an idempotency key"
+        )
         self.prompt_tokens = counter("prompt_tokens_total", "prompt tokens of admitted requests", MODEL)
         self.generation_tokens = counter("generation_tokens_total", "tokens generated", MODEL)
         self.success = counter(

@@ -116,6 +116,7 @@ async def prepare(request: GenerateRequest, model: LoadedModel, pool: TextPool) 
         skip_special_tokens=params.skip_special_tokens is not False,
         priority=request.priority or 0,
         stream=bool(request.stream),
+        seeded=params.seed is not None,
     )
 
 

@@ -83,7 +83,7 @@ class MessagesAnswer:
 
     def failed(self, error: ServiceError) -> bytes:
         """The error, after which nothing comes."""
-        return event("error", error_fields(error, self._message["id"].removeprefix(ID_PREFIX)))
+        return event("error", error_fields(error))
 
     def whole(self, updates: Sequence[Update], usage: Usage) -> bytes:
         """The message."""

@@ -23,6 +23,7 @@ class MessagesError(NamedTuple):
 ERRORS: dict[ErrorCode, MessagesError] = {
     ErrorCode.INVALID_REQUEST: MessagesError(400, "invalid_request_error"),
     ErrorCode.CONTEXT_LENGTH_EXCEEDED: MessagesError(400, "invalid_request_error"),
+    ErrorCode.IDEMPOTENCY_KEY_REUSED: MessagesError(400, "invalid_request_error"),
     ErrorCode.MODEL_NOT_FOUND: MessagesError(404, "not_found_error"),
     ErrorCode.NOT_FOUND: MessagesError(404, "not_found_error"),
     ErrorCode.METHOD_NOT_ALLOWED: MessagesError(405, "invalid_request_error"),
@@ -42,12 +43,11 @@ def speaks_anthropic(path: str) -> bool:
     return path == PREFIX or path.startswith(PREFIX + "/")
 
 
-def error_fields(error: ServiceError, request_id: str) -> dict[str, Any]:
+def error_fields(error: ServiceError) -> dict[str, Any]:
     """What an error says. The message names the field at fault, for which there is no other place."""
-    told = {"type": ERRORS[error.code].type, "message": error.message}
-    return {"type": "error", "error": told, "request_id": request_id}
+    return {"type": "error", "error": {"type": ERRORS[error.code].type, "message": error.message}}
 
 
 def error_json(error: ServiceError, request_id: str) -> bytes:
     """The body of an error."""
-    return _encode(error_fields(error, request_id))
+    return _encode({**error_fields(error), "request_id": request_id})

@@ -154,6 +154,7 @@ async def prepare(request: ChatRequest, model: LoadedModel, pool: TextPool) -> G
         skip_special_tokens=request.skip_special_tokens is not False,
         priority=request.priority or 0,
         stream=bool(request.stream),
+        seeded=request.seed is not None,
         cache_salt=request.cache_salt or "",
         logprobs=logprobs,
         prompt_logprobs=request.prompt_logprobs,
