@@ -21,7 +21,7 @@ from sfllm_gateway.idempotency_store import AnswerMemory, Turns
 from sfllm_gateway.links import SchedulerLinks
 from sfllm_gateway.metrics import GatewayMetrics
 from sfllm_gateway.models import LoadedModel, ModelRegistry
-from sfllm_gateway.openai import chat, completions
+from sfllm_gateway.openai import chat, completions, embeddings
 from sfllm_gateway.openai.body import Body, decode_body
 from sfllm_gateway.openai.chunks import ChatAnswer, CompletionAnswer
 from sfllm_gateway.openai.fields import StreamOptions, TextFields
@@ -125,6 +125,12 @@ def _native_answer(
     return native.NativeAnswer(request.rid or name, arrived, generation.n)
 
 
+def _embedding_answer(
+    request: embeddings.EmbeddingRequest, generation: Generation, _name: str, _arrived: float
+) -> Answer:
+    return embeddings.EmbeddingAnswer(request, generation)
+
+
 def _form(request: TextFields, generation: Generation, name: str) -> AnswerForm:
     return AnswerForm(
         id=name,
@@ -176,6 +182,18 @@ ENDPOINTS = (
         native.check,
         native.prepare,
         _native_answer,
+    ),
+    Endpoint(
+        "/v1/embeddings",
+        "embeddings",
+        "Turn texts or token ids into rows of numbers",
+        embeddings.EmbeddingRequest,
+        "embd-",
+        lambda body: decode_body(body, embeddings.decoder),
+        embeddings.check,
+        embeddings.prepare,
+        _embedding_answer,
+        openapi.WHOLE_RESPONSES,
     ),
     Endpoint(
         "/v1/messages",

@@ -83,6 +83,11 @@ GENERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
     **error_responses(400, 404, 413, 429, 500, 501, 503, 504),
 }
 
+WHOLE_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The answer", "content": {"application/json": {}}},
+    **error_responses(400, 404, 413, 429, 500, 501, 503, 504),
+}
+
 RESPONSES_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The response; server-sent events, the last of which has it, when `stream` is true",
