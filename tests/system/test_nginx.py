@@ -153,6 +153,33 @@ async def _check_both_were_used(directory: Path, stack: Stack) -> None:
     assert not [line for line in lines if re.search(r'" 5\d\d \d+ bytes', line)]
 
 
+@pytest.mark.parametrize(("headers", "status"), [({"Idempotency-Key": "one"}, 200), ({}, 502)])
+async def test_a_request_whose_gateway_dies_is_sent_again_if_its_client_allows_it(
+    nginx_program: str, tmp_path: Path, headers: dict[str, str], status: int
+) -> None:
+    slow = TWO_GATEWAYS._replace(worker={"mock_tokens_per_second": 20.0})
+    async with running(nginx_program, tmp_path, slow) as stack:
+        connection = await Connection.open(stack.proxy)
+        try:
+            body = {"prompt": "Tell me", "max_tokens": 40, "ignore_eos": True}
+            asked = asyncio.ensure_future(connection.request("POST", "/v1/completions", body, headers))
+            busy: list[str] = []
+
+            async def is_served() -> bool:
+                for name, address in stack.fleet.urls.items():
+                    if (await get(address, "/load"))[1] == b'{"server_load":1}':
+                        busy.append(name)
+                return bool(busy)
+
+            assert await eventually(is_served, 10)
+            (gateway,) = [each for each in stack.fleet.of_kind("gateway") if each.name == busy[0]]
+            assert gateway.kill()
+            answer = await asked
+            assert answer.status == status, await answer.body()
+        finally:
+            connection.close()
+
+
 async def test_errors_ids_and_large_prompts_pass_unchanged(nginx_program: str, tmp_path: Path) -> None:
     async with running(nginx_program, tmp_path, TWO_GATEWAYS._replace(gateways=1)) as stack:
         connection = await Connection.open(stack.proxy)
