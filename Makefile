@@ -32,8 +32,11 @@ DEFAULT_NAMES := --served-model-name smollm2-135m-instruct qwen3-0.6b
 serve: install ## serve the default model; others: make serve ARGS="--model PATH_OR_ID --port 9000"
 	@exec $(BIN)/sfllm serve $(if $(ARGS)$(SFLLM_MODEL)$(SFLLM_MODEL_PATH)$(SFLLM_CONFIG),$(ARGS),$(DEFAULT_NAMES))
 
-test: install ## run the tests, except those that need system packages
-	$(BIN)/python -m pytest -m "not system" $(ARGS)
+# Files side by side, as most tests wait for processes; JOBS=0 is one after the other, which debuggers need.
+JOBS ?= 2
+
+test: install ## run the tests, except those that need system packages: ARGS="tests/gateway -k echo", JOBS=0
+	$(BIN)/python -m pytest -m "not system" -n $(JOBS) --dist loadfile $(ARGS)
 
 # Each set of clients has an environment of its own: their pins contradict each other's and sfllm's.
 CLIENTS := .venv-clients

@@ -32,6 +32,7 @@ class Stack:
         self.problem: Problem = "not yet"
         self.ready = asyncio.Event()
         self.changed = asyncio.Event()
+        self._others = set(psutil.Process().children())
         self.supervisor = Supervisor(
             specs,
             policy=QUICK,
@@ -52,6 +53,10 @@ class Stack:
     def _write(self, name: str, line: bytes) -> None:
         self.lines.append((name, line.decode()))
         self.changed.set()
+
+    def children(self) -> list[psutil.Process]:
+        """The processes that it has started and that still run."""
+        return [child for child in psutil.Process().children() if child not in self._others]
 
     async def printed(self, line: str, times: int = 1) -> None:
         async with asyncio.timeout(WAIT_SECONDS):
@@ -82,7 +87,7 @@ async def test_a_process_that_dies_after_serving_is_started_again() -> None:
     stack.problem = None
     await stack.printed("up")
     await asyncio.wait_for(stack.ready.wait(), WAIT_SECONDS)
-    (child,) = psutil.Process().children()
+    (child,) = stack.children()
     child.kill()
     await stack.printed("up", times=2)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -94,7 +99,7 @@ async def test_a_process_that_an_operator_asks_to_end_is_started_again() -> None
     stack.problem = None
     await stack.printed("up")
     await asyncio.wait_for(stack.ready.wait(), WAIT_SECONDS)
-    (child,) = psutil.Process().children()
+    (child,) = stack.children()
     child.terminate()
     await stack.printed("draining")
     await stack.printed("up", times=2)
@@ -106,7 +111,7 @@ async def test_a_process_that_never_gets_going_ends_everything() -> None:
     stack = Stack(python("worker-0", "import sys\nprint('no such file: x')\nsys.exit(1)"), python("gw", LOOP))
     assert await stack.end() == 1
     assert [line for name, line in stack.lines if name == "worker-0"] == ["no such file: x"] * 3
-    assert psutil.Process().children() == []
+    assert stack.children() == []
 
 
 async def test_a_process_that_refuses_its_settings_ends_everything_at_once() -> None:
@@ -129,7 +134,7 @@ async def test_a_process_that_ignores_sigterm_is_killed_when_the_grace_is_over()
     await stack.printed("up")
     os.kill(os.getpid(), signal.SIGINT)
     assert await stack.end() == 0
-    assert psutil.Process().children() == []
+    assert stack.children() == []
 
 
 async def test_a_second_signal_kills_at_once() -> None:
@@ -138,7 +143,7 @@ async def test_a_second_signal_kills_at_once() -> None:
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGINT)
     assert await stack.end() == 0
-    assert psutil.Process().children() == []
+    assert stack.children() == []
 
 
 async def test_a_signal_that_is_sent_twice_at_once_still_drains() -> None:
