@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
+from sfllm.errors import ServiceError
 from sfllm_gateway.anthropic import fields
 from sfllm_gateway.anthropic.answer import MessagesAnswer
 from sfllm_gateway.anthropic.fields import Thinking
-from sfllm_gateway.anthropic.translate import chat_request
+from sfllm_gateway.anthropic.translate import chat_request, renamed
 from sfllm_gateway.generation import Generation
 from sfllm_gateway.models import LoadedModel
 from sfllm_gateway.openai import chat
@@ -36,12 +37,15 @@ def decode(body: bytes) -> Body[Messages]:
 
 def check(messages: Messages) -> None:
     """Raise 400 or 501 for what else can be told without the model."""
-    chat.check(messages.chat)
+    _check(messages.chat)
 
 
 async def prepare(messages: Messages, model: LoadedModel, pool: TextPool) -> Generation:
     """Render, tokenize and resolve defaults. Raises 400 for what does not fit the model."""
-    return await chat.prepare(messages.chat, model, pool)
+    try:
+        return await chat.prepare(messages.chat, model, pool)
+    except ServiceError as error:
+        raise renamed(error) from error
 
 
 def answer(messages: Messages, generation: Generation, name: str, _arrived: float) -> MessagesAnswer:
@@ -53,8 +57,15 @@ def answer(messages: Messages, generation: Generation, name: str, _arrived: floa
 def decode_count(body: bytes) -> chat.ChatRequest:
     """The conversation to count. Raises 400 or 501 naming the field at fault."""
     request = chat_request(fields.decode_count(body))
-    chat.check(request)
+    _check(request)
     return request
+
+
+def _check(request: chat.ChatRequest) -> None:
+    try:
+        chat.check(request)
+    except ServiceError as error:
+        raise renamed(error) from error
 
 
 async def count_tokens(request: chat.ChatRequest, model: LoadedModel, pool: TextPool) -> dict[str, int]:

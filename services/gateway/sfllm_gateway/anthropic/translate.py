@@ -7,16 +7,26 @@ refuse about messages is refused here, under the name that the client gave it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from sfllm.errors import ErrorCode, ServiceError, quote
-from sfllm_gateway.anthropic.fields import ContentBlock, CountRequest, InputMessage, MessagesRequest, Tool
-from sfllm_gateway.openai.body import bad_value
+from sfllm.wire import DECODE_ERRORS
+from sfllm_gateway.anthropic.fields import (
+    ContentBlock,
+    CountRequest,
+    InputMessage,
+    MessagesRequest,
+    OutputConfig,
+    Tool,
+)
+from sfllm_gateway.openai.body import about_field, bad_value, invalid
 from sfllm_gateway.openai.chat import ChatMessage, ChatRequest, ContentPart
 from sfllm_gateway.openai.sampling import stop_strings
+from sfllm_gateway.openai.unbuilt import UNBUILT
 
 SERVED = {
     "user": {"text", "tool_result"},
@@ -33,7 +43,25 @@ NEEDED = {
 }
 """The fields that a block of each type must have."""
 
+SAME = ("max_tokens", "stream", "temperature", "top_k", "top_p", "seed", "priority", "cache_salt")
+"""Fields that mean the same in both."""
+
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+EFFORTS = {"max": "xhigh"}
+"""What chats call those that they name otherwise."""
+
+RENAMED = (
+    (r"tools\[(\d+)\]\.function\.parameters\b", r"tools[\1].input_schema"),
+    (r"tools\[(\d+)\]\.function\b", r"tools[\1]"),
+    (r"tool_choice\.function\b", "tool_choice"),
+    (r"parallel_tool_calls\b", "tool_choice.disable_parallel_tool_use"),
+    (r"response_format\.json_schema\b", "output_config.format"),
+    (r"response_format\b", "output_config.format"),
+    (r"reasoning_effort\b", "output_config.effort"),
+    (r"stop\b", "stop_sequences"),
+)
+"""What the chat calls fields, as patterns, and what the client called them."""
 
 ERROR_MARK = "Error: "
 """Goes before the result of a tool that failed: chat templates have no other place for it."""
@@ -42,24 +70,55 @@ ERROR_MARK = "Error: "
 def chat_request(request: CountRequest) -> ChatRequest:
     """The chat that a request stands for. Raises 400 or 501 naming the request's own field."""
     messages = _messages(request)
-    chat = ChatRequest(messages=messages, model=request.model)
-    _continue(chat, request.messages[-1])
-    _choose_tools(chat, request)
+    continues = _continues(messages, request.messages[-1])
+    fields: dict[str, Any] = {"messages": messages, "model": request.model}
+    fields["continue_final_message"] = continues or None
+    fields |= _tools(request)
     if request.thinking is not None:
-        chat.chat_template_kwargs = {"enable_thinking": request.thinking.type != "disabled"}
+        fields["chat_template_kwargs"] = {"enable_thinking": request.thinking.type != "disabled"}
+    if request.output_config is not None:
+        fields |= _output(request.output_config)
     if isinstance(request, MessagesRequest):
-        _sample(chat, request)
-    return chat
+        fields |= _sampling(request)
+    shown = fields["tools"] if fields["tool_choice"] == "none" else None
+    for name, value in fields.items():
+        if name in UNBUILT and value is not None and value is not shown and value not in UNBUILT[name]:
+            param = _own_name(name)
+            raise ServiceError(ErrorCode.NOT_SUPPORTED, f"{param}: not supported yet", param=param)
+    try:
+        return msgspec.convert(fields, ChatRequest)
+    except DECODE_ERRORS as error:
+        raise renamed(invalid(error)) from error
 
 
-def _sample(chat: ChatRequest, request: MessagesRequest) -> None:
+def renamed(error: ServiceError) -> ServiceError:
+    """An error about a field of the chat, with the name that the client knows."""
+    return error if error.param is None else about_field(error, _own_name(error.param))
+
+
+def _own_name(param: str) -> str:
+    for pattern, name in RENAMED:
+        if found := re.match(pattern, param):
+            return found.expand(name) + param[found.end() :]
+    return param
+
+
+def _sampling(request: MessagesRequest) -> dict[str, Any]:
     stop_strings(request.stop_sequences, "stop_sequences")
-    chat.stop = request.stop_sequences
-    chat.max_tokens = request.max_tokens
-    chat.stream = request.stream
-    chat.temperature, chat.top_k, chat.top_p = request.temperature, request.top_k, request.top_p
-    chat.seed, chat.priority, chat.cache_salt = request.seed, request.priority, request.cache_salt
-    chat.user = None if request.metadata is None else request.metadata.user_id
+    fields: dict[str, Any] = {name: getattr(request, name) for name in SAME}
+    fields["stop"] = request.stop_sequences
+    fields["user"] = None if request.metadata is None else request.metadata.user_id
+    return fields
+
+
+def _output(config: OutputConfig) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    if config.effort is not None:
+        fields["reasoning_effort"] = EFFORTS.get(config.effort, config.effort)
+    if config.format is not None:
+        schema = {"name": "answer", "schema": config.format.schema, "strict": True}
+        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return fields
 
 
 def _messages(request: CountRequest) -> list[ChatMessage]:
@@ -182,35 +241,39 @@ def _as_parts(content: str | list[ContentPart] | None) -> list[ContentPart]:
     return [ContentPart(type="text", text=content)] if content else []
 
 
-def _continue(chat: ChatRequest, last: InputMessage) -> None:
-    """An answer that the client began is continued; one without any text begins anew."""
+def _continues(messages: list[ChatMessage], last: InputMessage) -> bool:
+    """Whether the client began the answer. One that it began without any text is taken out."""
     if last.role != "assistant":
-        return
-    path = "messages"
-    message = chat.messages[-1]
-    if message.tool_calls:
-        raise bad_value(path, "the last message has tool_use blocks: their tool_result blocks must follow")
-    if any(part.text for part in _as_parts(message.content)):
-        chat.continue_final_message = True
-        return
-    del chat.messages[-1]
-    if not chat.messages:
-        raise bad_value(path, "there is nothing to answer")
+        return False
+    if messages[-1].tool_calls:
+        raise bad_value(
+            "messages", "the last message has tool_use blocks: their tool_result blocks must follow"
+        )
+    if any(part.text for part in _as_parts(messages[-1].content)):
+        return True
+    del messages[-1]
+    if not messages:
+        raise bad_value("messages", "there is nothing to answer")
+    return False
 
 
-def _choose_tools(chat: ChatRequest, request: CountRequest) -> None:
-    chat.tools = [
-        _function(tool, f"tools[{number}]") for number, tool in enumerate(request.tools or ())
-    ] or None
+def _tools(request: CountRequest) -> dict[str, Any]:
+    tools = [_function(tool, f"tools[{number}]") for number, tool in enumerate(request.tools or ())]
+    fields: dict[str, Any] = {"tools": tools or None, "tool_choice": None}
     choice = request.tool_choice
-    if chat.tools and (choice is None or choice.type != "none"):
-        raise ServiceError(ErrorCode.NOT_SUPPORTED, "tools: calls are not found yet", param="tools")
     if choice is None:
-        return
-    if choice.type == "tool" and choice.name is None:
+        return fields
+    if choice.disable_parallel_tool_use is not None and tools:
+        fields["parallel_tool_calls"] = not choice.disable_parallel_tool_use
+    if choice.type != "tool":
+        fields["tool_choice"] = CHOICES[choice.type]
+    elif choice.name is None:
         raise bad_value("tool_choice.name", 'type "tool" needs the name of one')
-    if choice.type in {"any", "tool"} and not chat.tools:
+    else:
+        fields["tool_choice"] = {"type": "function", "function": {"name": choice.name}}
+    if choice.type in {"any", "tool"} and not tools:
         raise bad_value("tool_choice", "there are no tools to choose from")
+    return fields
 
 
 def _function(tool: Tool, path: str) -> dict[str, Any]:

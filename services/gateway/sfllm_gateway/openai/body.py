@@ -76,3 +76,11 @@ def invalid(error: Exception) -> ServiceError:
 def bad_value(param: str, message: str) -> ServiceError:
     """The 400 for a value that its type allows and its meaning does not."""
     return ServiceError(ErrorCode.INVALID_REQUEST, f"{param}: {message}", param=param)
+
+
+def about_field(error: ServiceError, param: str) -> ServiceError:
+    """The same error about the field `param`: what an API of another kind calls the one at fault."""
+    message = error.message
+    if error.param is not None and message.startswith(error.param):
+        message = param + message[len(error.param) :]
+    return ServiceError(error.code, message, param=param, retry_after_seconds=error.retry_after_seconds)

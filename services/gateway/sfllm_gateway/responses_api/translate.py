@@ -10,7 +10,7 @@ import msgspec
 
 from sfllm.errors import ServiceError, quote
 from sfllm.wire import DECODE_ERRORS
-from sfllm_gateway.openai.body import bad_value, invalid
+from sfllm_gateway.openai.body import about_field, bad_value, invalid
 from sfllm_gateway.openai.chat import ChatRequest
 from sfllm_gateway.openai.unbuilt import UNBUILT
 from sfllm_gateway.responses_api.fields import (
@@ -54,13 +54,7 @@ class Translation(NamedTuple):
 
     def renamed(self, error: ServiceError) -> ServiceError:
         """The error with the names that the client knows."""
-        if error.param is None:
-            return error
-        param = self._rename(error.param)
-        message = error.message
-        if message.startswith(error.param):
-            message = param + message[len(error.param) :]
-        return ServiceError(error.code, message, param=param, retry_after_seconds=error.retry_after_seconds)
+        return error if error.param is None else about_field(error, self._rename(error.param))
 
     def _rename(self, param: str) -> str:
         if found := re.match(r"messages\[(\d+)\]", param):
