@@ -16,6 +16,7 @@ from sfllm_gateway.native import GenerateRequest, SamplingParams
 from sfllm_gateway.openai.chat import ChatRequest
 from sfllm_gateway.openai.completions import CompletionRequest
 from sfllm_gateway.openai.unbuilt import UNBUILT
+from sfllm_gateway.responses_api.fields import ResponsesRequest
 from sfllm_gateway.text_api import DetokenizeRequest, TokenizeRequest
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,7 @@ def test_the_endpoints_are_those_of_the_document(gateway: GatewayProcess) -> Non
         (TokenizeRequest, ("Fields of /tokenize",)),
         (DetokenizeRequest, ("Fields of /detokenize",)),
         (MessagesRequest, ("Fields of /v1/messages",)),
+        (ResponsesRequest, ("Fields of /v1/responses",)),
     ],
 )
 def test_the_fields_are_those_of_the_request(

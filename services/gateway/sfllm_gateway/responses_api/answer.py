@@ -17,7 +17,7 @@ from sfllm_gateway.generation import Generation, Update, Usage
 from sfllm_gateway.logprobs import TokenReport
 from sfllm_gateway.openai.token_json import TokenNames, chat_logprobs
 from sfllm_gateway.parsing.deltas import Delta
-from sfllm_gateway.responses_api.fields import Echoed, Reasoning, ResponsesRequest, TextConfig
+from sfllm_gateway.responses_api.fields import Decoded, Reasoning, TextConfig
 from sfllm_gateway.responses_api.output import Events, Output
 from sfllm_gateway.responses_api.parts import Parts
 from sfllm_gateway.tokenize import encode
@@ -32,7 +32,7 @@ _encode = msgspec.json.Encoder().encode
 class ResponsesAnswer:
     """The answer `name` to one request."""
 
-    def __init__(self, name: str, request: ResponsesRequest, echoed: Echoed, generation: Generation) -> None:
+    def __init__(self, name: str, decoded: Decoded, generation: Generation) -> None:
         self._events = Events()
         self._output = Output(name.removeprefix(ID_PREFIX), self._events)
         self._parts = Parts(None if generation.parsers is None else generation.parsers())
@@ -41,7 +41,7 @@ class ResponsesAnswer:
         self._tokenizer = text.tokenizer
         self._reasoning: list[str] = []
         self._reason = ""
-        self._response = _response(name, request, echoed, generation)
+        self._response = _response(name, decoded, generation)
 
     def first(self, choices: int) -> bytes:  # noqa: ARG002 - a response has one choice
         """The response without output, twice: it is there, and it is worked on."""
@@ -125,8 +125,9 @@ class ResponsesAnswer:
         }
 
 
-def _response(name: str, request: ResponsesRequest, echoed: Echoed, generation: Generation) -> dict[str, Any]:
+def _response(name: str, decoded: Decoded, generation: Generation) -> dict[str, Any]:
     """The response as it is at first: in progress, without output."""
+    request = decoded.request
     sampling = generation.samplings[0]
     reasoning = request.reasoning or Reasoning()
     return {
@@ -141,25 +142,25 @@ def _response(name: str, request: ResponsesRequest, echoed: Echoed, generation: 
         "incomplete_details": None,
         "instructions": request.instructions,
         "max_output_tokens": request.max_output_tokens,
-        "max_tool_calls": echoed.max_tool_calls,
+        "max_tool_calls": request.max_tool_calls,
         "metadata": request.metadata or {},
         "model": generation.model.card.name,
         "output": [],
         "parallel_tool_calls": request.parallel_tool_calls is not False,
         "presence_penalty": sampling.presence_penalty,
         "previous_response_id": None,
-        "prompt_cache_key": echoed.prompt_cache_key,
+        "prompt_cache_key": request.prompt_cache_key,
         "reasoning": {"effort": reasoning.effort, "summary": None},
-        "safety_identifier": echoed.safety_identifier,
+        "safety_identifier": request.safety_identifier,
         "service_tier": "default",
         "store": False,
         "temperature": sampling.temperature,
         "text": {
-            "format": echoed.format,
+            "format": decoded.format,
             "verbosity": (request.text or TextConfig()).verbosity or "medium",
         },
-        "tool_choice": echoed.tool_choice,
-        "tools": echoed.tools,
+        "tool_choice": request.tool_choice or "auto",
+        "tools": decoded.tools,
         "top_logprobs": request.top_logprobs or 0,
         "top_p": sampling.top_p,
         "truncation": "disabled",

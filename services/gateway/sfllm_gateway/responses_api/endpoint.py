@@ -11,33 +11,32 @@ from sfllm_gateway.openai import chat
 from sfllm_gateway.openai.body import Body
 from sfllm_gateway.responses_api import fields
 from sfllm_gateway.responses_api.answer import ResponsesAnswer
-from sfllm_gateway.responses_api.fields import Echoed, ResponsesRequest
+from sfllm_gateway.responses_api.fields import Decoded
 from sfllm_gateway.responses_api.translate import Translation, translate
 from sfllm_gateway.tokenize import TextPool
 
 
 class Responses(msgspec.Struct):
-    """A request, the chat that it stands for, and what of it only its answer needs."""
+    """A request, and the chat that it stands for."""
 
-    request: ResponsesRequest
+    decoded: Decoded
     translation: Translation
-    echoed: Echoed
 
     @property
     def model(self) -> str | None:
         """The model that was asked for."""
-        return self.request.model
+        return self.decoded.request.model
 
     @property
     def request_id(self) -> str | None:
         """How the client calls the request."""
-        return self.request.request_id
+        return self.decoded.request.request_id
 
 
 def decode(body: bytes) -> Body[Responses]:
     """The request. Raises 400 naming the field at fault, 501 for what is not served."""
-    request, echoed, ignored = fields.decode(body)
-    return Body(Responses(request, translate(request), echoed), ignored)
+    decoded = fields.decode(body)
+    return Body(Responses(decoded, translate(decoded.request)), decoded.ignored)
 
 
 def check(responses: Responses) -> None:
@@ -58,4 +57,4 @@ async def prepare(responses: Responses, model: LoadedModel, pool: TextPool) -> G
 
 def answer(responses: Responses, generation: Generation, name: str, _arrived: float) -> ResponsesAnswer:
     """What writes the answer."""
-    return ResponsesAnswer(name, responses.request, responses.echoed, generation)
+    return ResponsesAnswer(name, responses.decoded, generation)

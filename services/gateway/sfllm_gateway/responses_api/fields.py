@@ -32,11 +32,9 @@ REFUSED: dict[str, tuple[str, tuple[Any, ...]]] = {
 }
 """Fields that ask for something which is not served, why, and the values that ask for nothing."""
 
-BOOKKEEPING = frozenset(
-    {*NO_EFFECT, "image", "max_tool_calls", "prompt_cache_options", "prompt_cache_retention"}
-)
-"""Fields about billing, caching by request (here every prefix is cached), images and tools of the server,
-of which there are none: nothing here could heed them, so nothing is ignored."""
+BOOKKEEPING = frozenset({*NO_EFFECT, "image", "prompt_cache_options", "prompt_cache_retention"})
+"""Fields about billing, caching by request (here every prefix is cached) and images, of which there are
+none: nothing here could heed them, so nothing is ignored."""
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -86,14 +84,14 @@ class Tool(msgspec.Struct, kw_only=True):
     strict: bool | None = None
 
 
-class AllowedTool(msgspec.Struct, kw_only=True):
+class AllowedTool(msgspec.Struct, kw_only=True, omit_defaults=True):
     """One of the tools that may be called."""
 
     type: str
     name: str | None = None
 
 
-class ToolChoice(msgspec.Struct, kw_only=True):
+class ToolChoice(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Type "function": the tool that has to be called. Type "allowed_tools": those that may be."""
 
     type: str
@@ -102,7 +100,7 @@ class ToolChoice(msgspec.Struct, kw_only=True):
     tools: list[AllowedTool] | None = None
 
 
-class Format(msgspec.Struct, kw_only=True):
+class Format(msgspec.Struct, kw_only=True, omit_defaults=True):
     """The form of the text."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -157,6 +155,11 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     stream_options: ResponseStreamOptions | None = None
     metadata: Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=16)] | None = None
     user: str | None = None
+    max_tool_calls: (
+        Annotated[int, Meta(description="of tools that the server runs: there are none")] | None
+    ) = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
     # Beyond OpenAI's API, as on the other endpoints.
     top_k: Annotated[int, Meta(ge=-1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
@@ -172,27 +175,16 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     request_id: Annotated[str, Meta(max_length=128)] | None = None
 
 
-class Echoed(NamedTuple):
-    """Fields of the request that the response shows as they came, as JSON on one line."""
-
-    tools: msgspec.Raw
-    tool_choice: msgspec.Raw
-    format: msgspec.Raw
-    max_tool_calls: msgspec.Raw
-    prompt_cache_key: msgspec.Raw
-    safety_identifier: msgspec.Raw
-
-
 class Decoded(NamedTuple):
-    """A request, what of it the response shows, and the names of fields that had no effect."""
+    """A request, `tools` and `text.format` as the response shows them, and what had no effect."""
 
     request: ResponsesRequest
-    echoed: Echoed
+    tools: msgspec.Raw
+    format: msgspec.Raw
     ignored: list[str]
 
 
 _decoder = msgspec.json.Decoder(ResponsesRequest)
-_NULLS = {b"", b"null"}
 _NESTED = {"text": TextConfig, "reasoning": Reasoning}
 
 
@@ -207,18 +199,12 @@ def decode(body: bytes) -> Decoded:
     _check(request)
     known = {*ResponsesRequest.__struct_fields__, *BOOKKEEPING, *REFUSED}
     ignored = [name for name in fields if name not in known]
-    inner = {name: _inner(fields, name) for name in _NESTED}
     for name, kind in _NESTED.items():
-        ignored += [f"{name}.{field}" for field in inner[name] if field not in kind.__struct_fields__]
-    echoed = Echoed(
-        tools=_line(fields.get("tools"), b"[]"),
-        tool_choice=_line(fields.get("tool_choice"), b'"auto"'),
-        format=_line(inner["text"].get("format"), b'{"type":"text"}'),
-        max_tool_calls=_line(fields.get("max_tool_calls"), b"null"),
-        prompt_cache_key=_line(fields.get("prompt_cache_key"), b"null"),
-        safety_identifier=_line(fields.get("safety_identifier"), b"null"),
-    )
-    return Decoded(request, echoed, ignored)
+        if getattr(request, name) is not None:
+            inner = decode_fields(fields[name])
+            ignored += [f"{name}.{field}" for field in inner if field not in kind.__struct_fields__]
+    form = (request.text or TextConfig()).format or Format(type="text")
+    return Decoded(request, _shown("tools", request.tools or []), _shown("text.format", form), ignored)
 
 
 def unsupported(param: str, message: str) -> ServiceError:
@@ -257,13 +243,9 @@ def _check(request: ResponsesRequest) -> None:
             raise unsupported(f"reasoning.{name}", "reasoning is shown as it is, and not summarized")
 
 
-def _inner(fields: Mapping[str, msgspec.Raw], name: str) -> dict[str, msgspec.Raw]:
-    raw = fields.get(name)
-    return {} if raw is None or bytes(raw) in _NULLS else decode_fields(raw)
-
-
-def _line(raw: msgspec.Raw | None, absent: bytes) -> msgspec.Raw:
-    """JSON without white space, which would end a line of events."""
-    if raw is None or bytes(raw) in _NULLS:
-        return msgspec.Raw(absent)
-    return msgspec.Raw(msgspec.json.format(bytes(raw), indent=-1))
+def _shown(param: str, value: Any) -> msgspec.Raw:
+    """As JSON. Raises 400 for what is nested so deeply that it can only just be read."""
+    try:
+        return msgspec.Raw(msgspec.json.encode(value))
+    except RecursionError as error:
+        raise bad_value(param, "is nested too deeply") from error
