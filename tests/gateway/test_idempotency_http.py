@@ -19,6 +19,7 @@ BODIES: dict[str, dict[str, Any]] = {
     COMPLETIONS: {"prompt": "say:hello"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "say:hello|"}]},
     "/v1/messages": {"messages": [{"role": "user", "content": "say:hello|"}], "max_tokens": 9},
+    "/v1/responses": {"input": "say:hello|"},
     "/generate": {"text": "say:hello"},
 }
 NAMES: dict[str, Callable[[Any], str]] = {
