@@ -9,7 +9,7 @@ import pytest
 
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm_gateway.anthropic.fields import decode_count, decode_messages
-from sfllm_gateway.anthropic.translate import chat_request
+from sfllm_gateway.anthropic.translate import chat_request, renamed
 
 QUESTION = {"role": "user", "content": "What is it?"}
 CALL = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": "sky", "n": 2}}
@@ -210,6 +210,33 @@ def test_a_field_that_cannot_be_served_is_named(fields: dict[str, Any], code: Er
     found = refusal(QUESTION, **fields)
     assert (found.code, found.param) == (code, param)
     assert found.message.startswith(param)
+
+
+def test_tools_that_may_not_be_called_are_shown_as_functions() -> None:
+    schema = {"type": "object", "properties": {"at": {"type": "string"}}}
+    tools = [{"name": "look", "description": "Looks.", "input_schema": schema}]
+    found = translate(QUESTION, tools=tools, tool_choice={"type": "none"})
+    function = {"name": "look", "description": "Looks.", "parameters": schema}
+    assert found["tools"] == [{"type": "function", "function": function}]
+
+
+@pytest.mark.parametrize(
+    ("param", "own"),
+    [
+        ("tools[2].function.parameters.type", "tools[2].input_schema.type"),
+        ("tools[0].function.name", "tools[0].name"),
+        ("tool_choice.function.name", "tool_choice.name"),
+        ("response_format.json_schema.schema", "output_config.format.schema"),
+        ("reasoning_effort", "output_config.effort"),
+        ("stop", "stop_sequences"),
+        ("messages", "messages"),
+        ("temperature", "temperature"),
+    ],
+)
+def test_what_a_chat_refuses_is_told_under_the_clients_name(param: str, own: str) -> None:
+    found = renamed(ServiceError(ErrorCode.INVALID_REQUEST, f"{param}: no", param=param))
+    assert (found.param, found.message) == (own, f"{own}: no")
+    assert renamed(ServiceError(ErrorCode.INVALID_REQUEST, "no")).param is None
 
 
 def test_counting_takes_what_makes_the_prompt_and_needs_no_limit() -> None:
