@@ -119,6 +119,8 @@ REFUSED: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
     (BOTH, {"frequency_penalty": 2.1}, "frequency_penalty"),
     (BOTH, {"presence_penalty": -2.1}, "presence_penalty"),
     (BOTH, {"repetition_penalty": 0}, "repetition_penalty"),
+    (BOTH, {"repetition_penalty": 5e-324}, "repetition_penalty"),
+    (BOTH, {"repetition_penalty": 1e300}, "repetition_penalty"),
     (BOTH, {"repetition_penalty": "1"}, "repetition_penalty"),
     (BOTH, {"logit_bias": {"97": 101}}, "logit_bias"),
     (BOTH, {"logit_bias": {"97": None}}, "logit_bias"),

@@ -112,6 +112,17 @@ def test_the_document_describes_bodies_and_every_status(gateway: GatewayProcess)
     assert "<title>sfllm" in get(gateway, "/docs").text
 
 
+def test_the_examples_of_the_document_are_answered_and_no_status_is_made_up(gateway: GatewayProcess) -> None:
+    document = get(gateway, "/openapi.json").json()
+    for path, methods in document["paths"].items():
+        assert all("422" not in operation["responses"] for operation in methods.values()), path
+        if body := methods.get("post", {}).get("requestBody"):
+            example = body["content"]["application/json"]["example"]
+            answer = requests.post(gateway.url + path, json=example, timeout=20)
+            # The model of these tests makes no embeddings.
+            assert answer.status_code == (501 if path == "/v1/embeddings" else 200), answer.text
+
+
 @pytest.fixture
 def monitored(scheduler: FakeScheduler) -> Iterator[tuple[GatewayProcess, int]]:
     port = free_port()

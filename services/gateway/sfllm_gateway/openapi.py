@@ -78,7 +78,7 @@ def error_responses(*statuses: int, shape: str = "Error") -> dict[int | str, dic
 GENERATION_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer; server-sent events ending in [DONE] when `stream` is true",
-        "content": {"application/json": {}, "text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"application/json": {}, "text/event-stream": {}},
     },
     **error_responses(400, 404, 413, 429, 500, 501, 503, 504),
 }
@@ -91,7 +91,7 @@ WHOLE_RESPONSES: dict[int | str, dict[str, Any]] = {
 RESPONSES_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The response; server-sent events, the last of which has it, when `stream` is true",
-        "content": {"application/json": {}, "text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"application/json": {}, "text/event-stream": {}},
     },
     **error_responses(400, 404, 413, 429, 500, 501, 503, 504),
 }
@@ -99,7 +99,7 @@ RESPONSES_RESPONSES: dict[int | str, dict[str, Any]] = {
 MESSAGES_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The message; server-sent events when `stream` is true",
-        "content": {"application/json": {}, "text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"application/json": {}, "text/event-stream": {}},
     },
     **error_responses(400, 404, 413, 429, 500, 501, 503, 504, 529, shape="MessagesError"),
 }
@@ -107,28 +107,51 @@ MESSAGES_RESPONSES: dict[int | str, dict[str, Any]] = {
 COUNT_RESPONSES = error_responses(400, 404, 413, 429, 501, 503, 529, shape="MessagesError")
 
 
+_QUESTION = {"role": "user", "content": "What is the capital of France?"}
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "ChatRequest": {"messages": [_QUESTION], "max_tokens": 32, "temperature": 0.7},
+    "CompletionRequest": {"prompt": "The capital of France is", "max_tokens": 16, "temperature": 0},
+    "GenerateRequest": {
+        "text": "The capital of France is",
+        "sampling_params": {"max_new_tokens": 16, "temperature": 0},
+    },
+    "EmbeddingRequest": {"input": ["The capital of France is Paris."]},
+    "MessagesRequest": {"messages": [_QUESTION], "max_tokens": 32},
+    "CountRequest": {"messages": [_QUESTION]},
+    "ResponsesRequest": {"input": "What is the capital of France?", "max_output_tokens": 32},
+    "TokenizeRequest": {"prompt": "The capital of France"},
+    "DetokenizeRequest": {"tokens": [72, 105]},
+}
+"""A body for each kind of request that any served model answers (embeddings: one that makes them)."""
+
+
 def request_body(request_type: type[msgspec.Struct]) -> dict[str, Any]:
     """The `requestBody` of an endpoint that takes this struct."""
-    schema = {"$ref": REFERENCE.format(name=request_type.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    name = request_type.__name__
+    content = {"schema": {"$ref": REFERENCE.format(name=name)}, "example": EXAMPLES[name]}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 TIMEOUT_PARAMETER: dict[str, Any] = {
     "name": TIMEOUT_HEADER,
     "in": "header",
     "required": False,
-    "schema": {"type": "number", "exclusiveMinimum": 0},
+    "schema": {"type": "string", "pattern": r"^([1-9][0-9]{0,8}(\.[0-9]{1,9})?|0\.[0-9]{0,8}[1-9])$"},
+    "example": "30",
     "description": "Seconds from the request's arrival to the last byte of its answer, as a decimal number; "
     "after them it ends with 504. The server's own limit goes before.",
 }
 
 
-def _add_refusals(paths: dict[str, Any]) -> None:
-    """Whatever needs a key may be refused."""
+def _correct_statuses(paths: dict[str, Any]) -> None:
+    """Whatever needs a key may be refused; and nothing answers with the 422 that FastAPI writes down."""
     for path, methods in paths.items():
         refusals = error_responses(401, shape="MessagesError" if speaks_anthropic(path) else "Error")
-        for operation in methods.values() if path not in OPEN_PATHS else ():
-            operation["responses"] |= {str(status): text for status, text in refusals.items()}
+        for operation in methods.values():
+            operation["responses"].pop("422", None)
+            if path not in OPEN_PATHS:
+                operation["responses"] |= {str(status): text for status, text in refusals.items()}
 
 
 def install(app: FastAPI, types: Sequence[type[msgspec.Struct]]) -> None:
@@ -142,7 +165,9 @@ def install(app: FastAPI, types: Sequence[type[msgspec.Struct]]) -> None:
             schemas |= msgspec.json.schema_components(types, ref_template=REFERENCE)[1]
             schemas["Error"] = ERROR_SCHEMA
             schemas["MessagesError"] = MESSAGES_ERROR_SCHEMA
-            _add_refusals(made["paths"])
+            _correct_statuses(made["paths"])
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
         return made
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend it

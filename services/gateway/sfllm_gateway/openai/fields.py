@@ -15,6 +15,8 @@ Count = Annotated[int, Meta(ge=1)]
 TopCount = Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
+Repetition = Annotated[float, Meta(ge=1e-6, le=1e6)]
+"""Logits are divided or multiplied by it in float32: far beyond these bounds they would not stay finite."""
 
 
 class SamplingFields(msgspec.Struct, kw_only=True):
@@ -28,7 +30,7 @@ class SamplingFields(msgspec.Struct, kw_only=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    repetition_penalty: Repetition | None = None
     logit_bias: (
         Annotated[dict[str, Bias], Meta(description="token ids and what is added to their logits")] | None
     ) = None

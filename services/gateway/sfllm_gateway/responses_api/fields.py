@@ -15,7 +15,7 @@ from msgspec import Meta
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.wire import DECODE_ERRORS
 from sfllm_gateway.openai.body import NO_EFFECT, bad_value, decode_fields, invalid
-from sfllm_gateway.openai.fields import Penalty, TopCount
+from sfllm_gateway.openai.fields import Penalty, Repetition, TopCount
 
 KEEPS_NOTHING = "this server keeps no responses"
 
@@ -165,7 +165,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
+    repetition_penalty: Repetition | None = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None

@@ -12,20 +12,19 @@ from sfllm_gateway.responses_api.fields import KEEPS_NOTHING
 RESPONSE = "/v1/responses/{response_id}"
 
 ROUTES = (
-    (RESPONSE, "GET", "response", "A response that was given before"),
-    (RESPONSE, "DELETE", "delete_response", "Forget a response"),
-    (f"{RESPONSE}/cancel", "POST", "cancel_response", "Cancel a response made in the background"),
-    (f"{RESPONSE}/input_items", "GET", "response_input_items", "The input of a response"),
+    (RESPONSE, ["GET", "DELETE"], "response", "A response that was given before"),
+    (f"{RESPONSE}/cancel", ["POST"], "cancel_response", "Cancel a response made in the background"),
+    (f"{RESPONSE}/input_items", ["GET"], "response_input_items", "The input of a response"),
 )
 
 
 def add_routes(app: FastAPI) -> None:
     """Let the paths answer 501 with the reason, whatever the response."""
-    for path, method, name, summary in ROUTES:
+    for path, methods, name, summary in ROUTES:
         app.add_api_route(
             path,
             _refuse,
-            methods=[method],
+            methods=methods,
             name=name,
             summary=f"{summary}: not supported, {KEEPS_NOTHING}",
             status_code=501,
