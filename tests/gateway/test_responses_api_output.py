@@ -8,6 +8,8 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
+from openai.types.responses import ResponseStreamEvent
+from pydantic import TypeAdapter
 
 from sfllm_gateway.generation import Update, Usage
 from sfllm_gateway.logprobs import TokenReport
@@ -85,6 +87,12 @@ def test_only_the_last_item_of_a_truncated_output_is_incomplete() -> None:
 def test_an_output_of_nothing_is_an_empty_message() -> None:
     _, items = told(Delta())
     assert [part["text"] for part in items[0]["content"]] == [""]
+
+
+def test_every_event_is_one_that_the_official_client_knows() -> None:
+    known: TypeAdapter[ResponseStreamEvent] = TypeAdapter(ResponseStreamEvent)
+    events, _ = told(THOUGHT, TEXT, FIRST_CALL, SECOND_CALL, truncated=True)
+    assert [known.validate_python(event).type for event in events] == [event["type"] for event in events]
 
 
 DELTAS = st.one_of(
