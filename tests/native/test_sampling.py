@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -125,3 +128,27 @@ def test_the_random_numbers_are_those_of_the_python_generator() -> None:
     tokens, _ = choose_natively(torch.zeros(4, vocab), rows)
     expected = uniforms(seeds, choices, positions, Purpose.SAMPLE) * vocab
     assert tokens == [int(value) for value in expected]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("vocab", [1, 63, 64, 65, 500, 4097])
+def test_a_mask_leaves_the_tokens_whose_bit_is_set(vocab: int, temperature: float) -> None:
+    count = 50
+    rows = [row(position, temperature=temperature) for position in range(count)]
+    words = np.random.default_rng(vocab).integers(
+        -(2**63), 2**63 - 1, (count, -(-vocab // 64)), dtype=np.int64
+    )
+    words[:, 0] |= 1
+    logits = peaked(count, vocab, seed=3)
+    bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little", count=vocab)
+    masked = logits.masked_fill(torch.from_numpy(bits) == 0, -torch.inf)
+    expected = choose_natively(masked, rows)
+    assert choose_natively(logits, rows, dict(enumerate(words))) == expected
+
+
+def test_a_row_without_a_mask_stands_beside_one_with_and_a_token_that_may_not_come_may_be_anything() -> None:
+    logits = torch.tensor([[math.nan, 1.0, 2.0], [0.0, 1.0, 2.0], [0.0, 1.0, 2.0]])
+    masks = {0: np.array([0b010]), 2: np.array([0b000])}
+    tokens, sound = choose_natively(logits, [row(temperature=0.0)] * 3, masks)
+    assert sound == [True, True, False], "nothing at all may come in the last row"
+    assert tokens[:2] == [1, 2]

@@ -86,6 +86,7 @@ class SampleSpec(Structure):
         ("min_p", c_float),
         ("top_k", c_int64),
         *((name, c_uint64) for name in ("seed", "position", "choice")),
+        ("allowed", c_void_p),
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ GREEDY_BELOW_TEMPERATURE = 1e-5
 _SPECS = np.dtype(SampleSpec)
 _SEED_MASK = 0xFFFFFFFFFFFFFFFF
 _GREEDY = (1.0, 0.0, 0.0, 0, 0, 0, 0)
+_ALL_ALLOWED = 0
+_NO_MASKS: Mapping[int, npt.NDArray[np.int64]] = MappingProxyType({})
 
 
 def can_choose_natively(logits: Tensor) -> bool:
@@ -25,11 +29,18 @@ def can_choose_natively(logits: Tensor) -> bool:
     return logits.device.type == "cpu" and logits.is_contiguous() and native_library() is not None
 
 
-def choose_natively(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[int], list[bool]]:
-    """What `choose_in_torch` does. `logits` float32 `[num_rows, vocab_size]`, contiguous, are overwritten."""
+def choose_natively(
+    logits: Tensor, rows: Sequence[SamplingRow], masks: Mapping[int, npt.NDArray[np.int64]] = _NO_MASKS
+) -> tuple[list[int], list[bool]]:
+    """What `choose_in_torch` does. `logits` float32 `[num_rows, vocab_size]`, contiguous, are overwritten.
+
+    `masks` by the index of a row: bit t, lowest first, is whether token t may come.
+    """
     library = native_library()
     assert isinstance(library, ctypes.CDLL)
-    specs = np.array([_spec(row) for row in rows], dtype=_SPECS)
+    allowed = {index: mask.ctypes.data for index, mask in masks.items()}
+    fields = [(*_spec(row), allowed.get(index, _ALL_ALLOWED)) for index, row in enumerate(rows)]
+    specs = np.array(fields, dtype=_SPECS)
     tokens, sound = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.bool_)
     results = (tokens.ctypes.data, sound.ctypes.data, torch.get_num_threads())
     check(library.sfllm_sample(logits.data_ptr(), *logits.shape, specs.ctypes.data, *results))
@@ -37,7 +48,7 @@ def choose_natively(logits: Tensor, rows: Sequence[SamplingRow]) -> tuple[list[i
 
 
 def _spec(row: SamplingRow) -> tuple[float, float, float, int, int, int, int]:
-    """The fields of a `SampleSpec`."""
+    """The fields of a `SampleSpec` but for the last."""
     s = row.sampling
     if s.temperature < GREEDY_BELOW_TEMPERATURE:
         return _GREEDY

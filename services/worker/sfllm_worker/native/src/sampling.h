@@ -15,6 +15,7 @@ struct SampleSpec {
     float temperature, min_p;  // temperature 0 is greedy
     int64_t top_k;             // 0 is all
     uint64_t seed, position, choice;
+    const uint64_t *allowed;  // bit t: token t may come; null allows all
 };
 
 // Philox4x32-10 (Salmon et al., SC 2011), the first word for counter (position, choice, purpose 0, 0).
@@ -148,8 +149,22 @@ class RandomToken {
     }
 };
 
+// Tokens whose bit is 0 get minus infinity, whatever their logit was.
+inline void forbid(float *logits, int64_t size, const uint64_t *allowed) {
+    static_assert(64 % LANES == 0);
+    const vi lane_bits = 1 << lane_numbers();
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES) {
+        const vi bits = splat_int((int32_t)(allowed[i / 64] >> (i % 64))) & lane_bits;
+        store(logits + i, choose(bits != 0, load(logits + i), splat(-INFINITY)));
+    }
+    for (; i < size; i++)
+        if (!(allowed[i / 64] >> (i % 64) & 1)) logits[i] = -INFINITY;
+}
+
 // One row; the token, and whether the row was sound.
 inline bool sample_row(float *logits, int64_t size, const SampleSpec &spec, float *scratch, int64_t &token) {
+    if (spec.allowed) forbid(logits, size, spec.allowed);
     if (!best_token(logits, size, token)) return false;
     if (spec.temperature > 0) token = RandomToken(logits, size, logits[token], spec, scratch).draw();
     return true;
