@@ -72,7 +72,7 @@ class Clients:
             timeout=seconds,
             check=False,
         )
-        assert ended.returncode == 0, f"{command} failed:\n{ended.stdout[-3000:]}\n{ended.stderr[-6000:]}"
+        assert ended.returncode == 0, f"{command} failed:\n{ended.stdout[-6000:]}\n{ended.stderr[-6000:]}"
         return ended.stdout
 
     def _answer(self, command: list[str]) -> dict[str, Any]:
