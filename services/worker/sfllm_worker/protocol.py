@@ -173,9 +173,9 @@ class WorkerProtocol:
         assert self.lease is not None, "without a lease nothing is held"
         told = tell(result, self._ledger, self.lease, started, ended)
         self._outgoing += told.messages
-        for held in told.faulted:
+        for held, code, reason in told.faulted:
             self._cancel(held.key, held.attempt, ALL_CHOICES)
-            self._fault(held, ErrorCode.ENGINE_FAILURE, "the model's output was not finite", self.lease)
+            self._fault(held, code, reason, self.lease)
 
     def check_idle(self) -> None:
         """Raise AssertionError unless everything is free while the engine has no work."""

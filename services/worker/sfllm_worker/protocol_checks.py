@@ -20,6 +20,8 @@ def problem_of(
             return f"token id {max(tokens)} is not in the vocabulary of {vocab_size}"
     if any(not 0 <= token < vocab_size for token in _named_tokens(sampling)):
         return "a token id of the sampling parameters is not in the vocabulary"
+    if sampling.grammar and not engine.follows_grammars:
+        return "this worker makes its tokens up and cannot follow a grammar"
     if sampling.max_tokens < 1 or any(count >= sampling.max_tokens for count in granted.generated_counts):
         return "no token is left to generate"
     return None

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from sfllm.errors import ECHO_LIMIT_CHARACTERS, ErrorCode
 from sfllm.messages import (
     Finished,
     Message,
@@ -20,6 +21,8 @@ from sfllm.token_batch import TokenBatch
 from sfllm.wire import Array, as_array
 from sfllm_worker.engine.interface import Progress, PromptReport, StepResult
 from sfllm_worker.ledger import HeldRequest, Ledger
+
+_FAULTS = ("fault", "refused")
 
 
 class Outgoing(NamedTuple):
@@ -42,7 +45,7 @@ class Told(NamedTuple):
     """Messages in the order in which they must leave, and requests that are to end with an error."""
 
     messages: list[Outgoing]
-    faulted: list[HeldRequest]
+    faulted: list[tuple[HeldRequest, ErrorCode, str]]
 
 
 def tell(result: StepResult, ledger: Ledger, lease: int, started: float, ended: float) -> Told:
@@ -64,9 +67,15 @@ def tell(result: StepResult, ledger: Ledger, lease: int, started: float, ended: 
     messages += _tokens(result.progress, ledger, lease)
     for held, progress in ends:
         ledger.finish(held, progress.sequence.choice)
-    messages += [_finished(end, lease, ended) for end in ends if end.progress.finish != "fault"]
-    faulted = {held.key: held for held, progress in ends if progress.finish == "fault"}
+    messages += [_finished(end, lease, ended) for end in ends if end.progress.finish not in _FAULTS]
+    faulted = {end.held.key: _fault(end) for end in ends if end.progress.finish in _FAULTS}
     return Told(messages, list(faulted.values()))
+
+
+def _fault(end: _End) -> tuple[HeldRequest, ErrorCode, str]:
+    if end.progress.finish == "refused":
+        return end.held, ErrorCode.INVALID_REQUEST, end.progress.problem[:ECHO_LIMIT_CHARACTERS]
+    return end.held, ErrorCode.ENGINE_FAILURE, "the model's output was not finite"
 
 
 def _note(held: HeldRequest, progress: Progress, now: float) -> bool:

@@ -93,6 +93,7 @@ class WorkerService:
             self._protocol.leave(failure)
             self._send_outgoing(time.monotonic())
         self._link.close()
+        self._engine.close()
         return 1 if failure else 0
 
     def _turn(self) -> None:

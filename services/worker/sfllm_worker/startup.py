@@ -28,6 +28,7 @@ from sfllm_worker.graphs.reservation import Rehearsal, bytes_to_reserve
 from sfllm_worker.graphs.runner import EagerRunner, GraphRunner
 from sfllm_worker.kv.cache import KVCache, bytes_per_block
 from sfllm_worker.load import LoadedModel, load_model
+from sfllm_worker.load.assets import TOKENIZER
 from sfllm_worker.load.assets import GenerationDefaults as ModelDefaults
 from sfllm_worker.model.decoder import Decoder
 from sfllm_worker.sizing import (
@@ -39,6 +40,7 @@ from sfllm_worker.sizing import (
     choose_device,
     choose_dtype,
 )
+from sfllm_worker.structured.grammars import Grammars
 
 _log = structlog.get_logger()
 
@@ -143,7 +145,11 @@ def build_engine(
     sampler = _device_sampler(device)
     # Only a sampler on the device lets the next step be launched before this one's tokens are read.
     overlap = sampler is not None
-    return Engine(runner, kv, limits, model.eos_token_ids, max_model_len, device, sampler, overlap)
+    grammars = Grammars(model.assets[TOKENIZER], model.config.vocab_size, model.eos_token_ids)
+    return Engine(
+        *(runner, kv, limits, model.eos_token_ids, max_model_len, device, sampler, overlap),
+        grammars=grammars,
+    )
 
 
 def _step_tokens(settings: WorkerSettings, device: torch.device, batch_size: int) -> int:

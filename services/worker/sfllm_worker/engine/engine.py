@@ -17,6 +17,7 @@ from math import isfinite
 import torch
 
 from sfllm.token_batch import Logprobs
+from sfllm_worker.engine.compiling import Compiling
 from sfllm_worker.engine.in_flight import StepInFlight, lay_out, token_ids_of
 from sfllm_worker.engine.interface import Progress, PromptReport, StepResult
 from sfllm_worker.engine.pending import SynchronousSampler, TokenSampler
@@ -30,6 +31,10 @@ from sfllm_worker.graphs.staging import Staging
 from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.sampling.adjust import SamplingRow
 from sfllm_worker.sampling.logprobs import token_logprobs
+from sfllm_worker.structured.grammars import Grammars
+
+LONGEST_WAIT_SECONDS = 0.01
+"""For a grammar, while there is nothing else to do: whoever runs the steps has messages to read."""
 
 
 class Engine(PlannedEngine):
@@ -50,6 +55,7 @@ class Engine(PlannedEngine):
         device: torch.device,
         sampler: TokenSampler | None = None,
         overlap: bool = False,
+        grammars: Grammars | None = None,
     ) -> None:
         super().__init__(limits, kv.num_blocks, eos_token_ids, max_model_len)
         self._runner = runner
@@ -57,6 +63,8 @@ class Engine(PlannedEngine):
         self._sampler: TokenSampler = sampler or SynchronousSampler()
         self._staging = Staging(device)
         self._pooler = Pooler()
+        self._grammars = grammars
+        self._compiling = None if grammars is None else Compiling(grammars)
         self._in_flight: deque[StepInFlight] = deque()
         self._depth = 2 if overlap else 1
         self._drains = False
@@ -72,6 +80,7 @@ class Engine(PlannedEngine):
 
         Who was admitted or preempted is said of the steps that were launched.
         """
+        refused = self._take_compiled()
         admitted: list[Sequence] = []
         preempted = 0
         while len(self._in_flight) < self._depth and not self._drains:
@@ -83,11 +92,11 @@ class Engine(PlannedEngine):
                 break
             self._in_flight.append(self._launch(plan))
         if not self._in_flight:
-            return StepResult([], [], admitted, preempted, 0)
+            return StepResult(refused, [], admitted, preempted, 0)
         oldest = self._in_flight.popleft()
         self._drains = self._drains and bool(self._in_flight)
         reports = [report for report in oldest.reports if report.sequence.block_table]  # not cancelled since
-        progress = self._read(oldest)
+        progress = refused + self._read(oldest)
         return StepResult(
             progress, reports, admitted, preempted, oldest.num_tokens, shape=shape_of(oldest.plan)
         )
@@ -95,6 +104,50 @@ class Engine(PlannedEngine):
     def idle(self) -> bool:
         """Let the runner prepare something; see `EngineInterface`."""
         return super().idle() or self._runner.idle()
+
+    @property
+    def follows_grammars(self) -> bool:
+        """Whether it can compile them."""
+        return self._compiling is not None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a sequence to advance or to make ready, or a step whose result nobody has seen."""
+        return super().has_work or bool(self._compiling)
+
+    @property
+    def num_waiting(self) -> int:
+        """Sequences that were added, or preempted, and wait for room or for their grammar."""
+        return super().num_waiting + len(self._compiling or ())
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Forget a sequence. Its blocks are free when no step that was launched can touch them."""
+        if self._compiling is None or not self._compiling.remove(sequence):
+            super().cancel(sequence)
+
+    def close(self) -> None:
+        """Compile nothing more."""
+        if self._grammars is not None:
+            self._grammars.close()
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        if sequence.sampling.grammar and self._compiling is not None:
+            self._compiling.add(sequence)
+        else:
+            super()._enqueue(sequence)
+
+    def _take_compiled(self) -> list[Progress]:
+        """Let sequences whose grammar is ready run, and end those that cannot have one."""
+        if not self._compiling:
+            return []
+        if not self.planner.has_work:
+            self._compiling.wait(LONGEST_WAIT_SECONDS)
+        compiled = self._compiling.take()
+        for sequence in compiled.ready:
+            self.planner.add(sequence)
+        return [
+            Progress(sequence, None, "refused", problem=problem) for sequence, problem in compiled.refused
+        ]
 
     def _launch(self, plan: StepPlan) -> StepInFlight:
         if plan.copies:
@@ -136,7 +189,8 @@ class Engine(PlannedEngine):
         sampling = sequence.sampling
         banned = self._banned(sequence) if sampling.min_tokens else ()
         return SamplingRow(
-            sampling, sequence.choice, sequence.tokens, sequence.prompt_count, banned, sequence.unread
+            *(sampling, sequence.choice, sequence.tokens, sequence.prompt_count, banned, sequence.unread),
+            constraint=sequence.constraint,
         )
 
     def _read(self, step: StepInFlight) -> list[Progress]:

@@ -12,7 +12,7 @@ from sfllm.step_curve import StepCurve
 from sfllm.token_batch import NO_LOGPROBS, Logprobs
 from sfllm_worker.engine.sequence import Sequence
 
-FinishReason = Literal["stop", "length", "fault"]
+FinishReason = Literal["stop", "length", "fault", "refused"]
 
 
 class Progress(NamedTuple):
@@ -20,7 +20,8 @@ class Progress(NamedTuple):
 
     `token` is None when the token that ended it is not part of the output (`stop_token_id` then
     says which it was) or when the model's output was not finite ("fault"). With its end comes the
-    `embedding` of a prompt of which that was wanted, instead of tokens.
+    `embedding` of a prompt of which that was wanted, instead of tokens. One that is "refused" cannot run
+    as it was asked for: `problem` says why.
     """
 
     sequence: Sequence
@@ -29,6 +30,7 @@ class Progress(NamedTuple):
     stop_token_id: int = -1
     logprobs: Logprobs = NO_LOGPROBS
     embedding: Seq[float] = ()
+    problem: str = ""
 
 
 class PromptReport(NamedTuple):
@@ -78,6 +80,10 @@ class EngineInterface(Protocol):
     """Whether short prompts are computed beside long ones; else in the order of arrival."""
 
     @property
+    def follows_grammars(self) -> bool:
+        """Whether sequences may have a grammar."""
+
+    @property
     def max_sequences(self) -> int:
         """The most sequences in a step."""
 
@@ -124,6 +130,9 @@ class EngineInterface(Protocol):
     @property
     def prefix_hit_tokens(self) -> int:
         """Tokens that were found there so far."""
+
+    def close(self) -> None:
+        """Let go of what would outlive it. Nothing is called after it."""
 
     def fits(self, num_tokens: int) -> bool:
         """Whether a sequence of so many tokens can be added: at least one more must have room."""

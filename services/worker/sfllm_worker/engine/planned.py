@@ -28,6 +28,11 @@ class PlannedEngine:
         self.max_model_len = max_model_len
 
     @property
+    def follows_grammars(self) -> bool:
+        """It does not, unless there is something that compiles them."""
+        return False
+
+    @property
     def max_sequences(self) -> int:
         """The most sequences in a step."""
         return self.planner.limits.max_sequences
@@ -125,6 +130,9 @@ class PlannedEngine:
         sampling = sequence.sampling
         sequence.length_limit = min(sequence.prompt_count + sampling.max_tokens, self.max_model_len)
         sequence.needs_its_tokens = _needs_its_tokens(sampling)
+        self._enqueue(sequence)
+
+    def _enqueue(self, sequence: Sequence) -> None:
         self.planner.add(sequence)
 
     def cancel(self, sequence: Sequence) -> None:
@@ -134,6 +142,9 @@ class PlannedEngine:
     def cancel_fork(self, sequence: Sequence, choice: int) -> None:
         """Forget a choice that has not branched off `sequence` yet."""
         self.planner.drop_fork(sequence, choice)
+
+    def close(self) -> None:
+        """Let go of what would outlive it."""
 
     def idle(self) -> bool:
         """There is nothing to prepare."""
@@ -163,6 +174,12 @@ class PlannedEngine:
             self.planner.remove(sequence)
             return Progress(sequence, None, "stop", token)
         sequence.tokens.append(token)
+        if sequence.constraint is not None and not sequence.constraint.consume((token,)):
+            self.planner.remove(sequence)
+            return Progress(sequence, None, "fault")
+        if sequence.constraint is not None and sequence.constraint.is_complete:
+            self.planner.remove(sequence)
+            return Progress(sequence, token, "stop", logprobs=logprobs)
         if len(sequence.tokens) >= sequence.length_limit:
             self.planner.remove(sequence)
             return Progress(sequence, token, "length", logprobs=logprobs)
@@ -207,6 +224,6 @@ def _prompt_span(row: Row) -> PromptSpan | None:
 
 
 def _needs_its_tokens(sampling: Sampling) -> bool:
-    """Whether choosing a token needs all tokens before it: penalties and bad words of several tokens."""
+    """Whether choosing a token needs all before it: penalties, bad words of several tokens, grammars."""
     penalties = sampling.frequency_penalty or sampling.presence_penalty or sampling.repetition_penalty != 1
-    return bool(penalties) or any(len(word) > 1 for word in sampling.bad_words)
+    return bool(penalties or sampling.grammar) or any(len(word) > 1 for word in sampling.bad_words)

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from sfllm.messages import Sampling
+from sfllm_worker.structured.constraint import Constraint
 
 
 @dataclass(eq=False)
@@ -18,7 +19,8 @@ class Sequence:
     are further choices of the same request that branch off when the prompt is computed.
     `hashes` name the full blocks of tokens so far as they were needed. `cached_tokens` were found
     in the prefix cache at its first admission, None before it. `reported_prompt` prompt tokens have
-    had their log probabilities reported, where those were asked for.
+    had their log probabilities reported, where those were asked for. A sequence whose output follows a
+    grammar has its `constraint` before it runs; that has consumed all output tokens.
 
     Steps are launched ahead of what was read of them. `computed` counts what was launched, and
     `unread` tokens, which follow `tokens`, were chosen on the device by steps up to `last_step` that
@@ -44,6 +46,7 @@ class Sequence:
     last_step: int = 0
     length_limit: int = sys.maxsize
     needs_its_tokens: bool = False
+    constraint: Constraint | None = None
 
     @property
     def remaining(self) -> int:
@@ -84,4 +87,5 @@ class Sequence:
             last_step=self.last_step,
             length_limit=self.length_limit,
             needs_its_tokens=self.needs_its_tokens,
+            constraint=None if self.constraint is None else self.constraint.copy(),
         )

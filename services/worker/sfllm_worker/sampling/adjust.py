@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sfllm.messages import Sampling
+from sfllm_worker.structured.constraint import Constraint
 
 
 class SamplingRow(NamedTuple):
@@ -16,7 +17,8 @@ class SamplingRow(NamedTuple):
 
     `tokens` are prompt and output so far, `prompt_count` of them prompt. `banned` tokens must not
     come now (end-of-text tokens before `min_tokens`). `unread` further tokens were chosen after `tokens`
-    that the host has not read yet; there are none where penalties or bad words of several tokens apply.
+    that the host has not read yet; there are none where penalties, bad words of several tokens or a
+    grammar apply. Nothing comes that the `constraint` does not allow.
     """
 
     sampling: Sampling
@@ -25,6 +27,7 @@ class SamplingRow(NamedTuple):
     prompt_count: int
     banned: tuple[int, ...] = ()
     unread: int = 0
+    constraint: Constraint | None = None
 
     @property
     def position(self) -> int:

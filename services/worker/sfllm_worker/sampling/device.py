@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,9 +14,11 @@ from sfllm_worker.graphs.staging import Staging
 from sfllm_worker.kernels.choose import choose
 from sfllm_worker.kernels.greedy import Chosen, choose_greedily
 from sfllm_worker.sampling.adjust import SamplingRow
+from sfllm_worker.sampling.constrain import constrain_on_device, constrained
 from sfllm_worker.sampling.edits import apply_edits, as_integers, edits_of
 from sfllm_worker.sampling.parameters import ParameterTable, is_greedy
 from sfllm_worker.sampling.sampler import Sampled
+from sfllm_worker.structured.constraint import masks_of
 
 
 class DeviceSampler:
@@ -44,10 +47,17 @@ class DeviceSampler:
         greedy = all(map(is_greedy, rows))
         if not greedy:
             arrays.append(self._parameters.fill(rows))
+        limited, constraints = constrained(rows)
+        if limited:
+            masks = masks_of(constraints, logits.shape[1])
+            arrays = [np.array(limited), masks.reshape(-1), *arrays]
         moved = self._staging.to_device(arrays) if arrays else []
+        masked, moved = (moved[:2], moved[2:]) if limited else ([], moved)
         original = logits.index_select(0, moved[0]) if reported else None
         if edits is not None:
             apply_edits(logits, moved[-len(edits) :] if greedy else moved[-len(edits) - 1 : -1])
+        if masked:
+            constrain_on_device(logits, masked[0], masked[1].view(len(limited), -1))
         chosen = choose_greedily(logits) if greedy else choose(logits, moved[-1])
         report = (
             None

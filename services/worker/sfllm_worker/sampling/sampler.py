@@ -18,6 +18,7 @@ from torch import Tensor
 from sfllm.messages import Sampling
 from sfllm.token_batch import NO_LOGPROBS, Logprobs
 from sfllm_worker.sampling.adjust import SamplingRow, adjust, adjusts
+from sfllm_worker.sampling.constrain import constrain
 from sfllm_worker.sampling.logprobs import token_logprobs
 from sfllm_worker.sampling.native import GREEDY_BELOW_TEMPERATURE, can_choose_natively, choose_natively
 from sfllm_worker.sampling.philox import Purpose, uniforms
@@ -46,6 +47,7 @@ def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     for index, row in enumerate(rows):
         if adjusts(row):
             adjust(logits[index], row)
+    constrain(logits, rows)
     choose = choose_natively if can_choose_natively(logits) else choose_in_torch
     chosen_tokens, sound = choose(logits, rows)
     logprobs = [NO_LOGPROBS] * len(rows)
