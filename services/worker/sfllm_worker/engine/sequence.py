@@ -5,9 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sfllm.messages import Sampling
-from sfllm_worker.structured.constraint import Constraint
+
+if TYPE_CHECKING:  # an engine that makes its tokens up needs no numpy
+    from sfllm_worker.structured.constraint import Constraint
 
 
 @dataclass(eq=False)
