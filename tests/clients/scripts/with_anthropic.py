@@ -9,7 +9,7 @@ MODEL = os.environ["SERVER_MODEL"]
 REQUEST = {
     "model": MODEL,
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
-    "temperature": 0,
+    "extra_body": {"temperature": 0},  # the client itself no longer knows it
     "max_tokens": 24,
 }
 TOOL = {
@@ -48,7 +48,7 @@ after = client.messages.create(
 )
 
 errors = []
-for wrong in ({"model": "nobody-has-this"}, {"temperature": 9}):
+for wrong in ({"model": "nobody-has-this"}, {"extra_body": {"temperature": 9}}):
     try:
         client.messages.create(**REQUEST | wrong)
     except anthropic.APIStatusError as error:
