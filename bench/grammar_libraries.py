@@ -9,6 +9,7 @@ xgrammar keeps no compiled schemas here. It is no dependency: `pip install xgram
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -165,9 +166,7 @@ class XGrammar:
     name = "xgrammar"
 
     def __init__(self, model: LoadedModel) -> None:
-        import xgrammar  # noqa: PLC0415 - no dependency of ours
-
-        self._library = xgrammar
+        self._library = xgrammar = importlib.import_module(self.name)
         vocabulary = Tokenizer.from_str(model.assets[TOKENIZER].decode()).get_vocab()
         words = sorted(vocabulary, key=vocabulary.__getitem__)
         info = xgrammar.TokenizerInfo(
@@ -234,8 +233,11 @@ def compare_libraries(rounds: int) -> None:
     """Print the table."""
     model = load_model(resolve_model(DEFAULT_MODEL), dtype="float32")
     tokenizer = Tokenizer.from_str(model.assets[TOKENIZER].decode())
-    kinds = [Guidance, *([XGrammar] if importlib.util.find_spec("xgrammar") else [])]
-    libraries = []
+    kinds: list[type[Guidance | XGrammar]] = [
+        Guidance,
+        *([XGrammar] if importlib.util.find_spec("xgrammar") else []),
+    ]
+    libraries: list[Guidance | XGrammar] = []
     for kind in kinds:
         started = time.perf_counter()
         libraries.append(kind(model))
