@@ -27,6 +27,7 @@ from sfllm_gateway.openai.sampling import (
     make_sampling,
     stop_strings,
 )
+from sfllm_gateway.openai.structured import Form, grammar_of, native_form
 from sfllm_gateway.openai.unbuilt import UNBUILT, refuse_unbuilt
 from sfllm_gateway.tokenize import TextPool, encode
 
@@ -40,6 +41,9 @@ class SamplingParams(SamplingFields, kw_only=True):
 
     min_new_tokens: Annotated[int, Meta(ge=0)] | None = None
     no_stop_trim: bool | None = None
+    json_schema: Annotated[str, Meta(description="the text of a schema")] | None = None
+    regex: str | None = None
+    ebnf: Annotated[str, Meta(description="GBNF, or Lark")] | None = None
 
 
 class GenerateRequest(msgspec.Struct, kw_only=True):
@@ -84,6 +88,11 @@ def check(request: GenerateRequest) -> None:
     params = request.sampling_params or SamplingParams()
     stop_strings(params.stop, "sampling_params.stop")
     check_bad_words(params, "sampling_params.")
+    _form(params)
+
+
+def _form(params: SamplingParams) -> Form | None:
+    return native_form(params, params.json_schema, params.regex, params.ebnf)
 
 
 async def prepare(request: GenerateRequest, model: LoadedModel, pool: TextPool) -> Generation:
@@ -101,6 +110,7 @@ async def prepare(request: GenerateRequest, model: LoadedModel, pool: TextPool) 
         return prompts, encode_bad_words(tokenizer, params.bad_words)
 
     prompts, bad_words = await pool.run(tokens)
+    grammar = await grammar_of(_form(params), pool)
     wanted = params.max_tokens if params.max_new_tokens is None else params.max_new_tokens
     least = params.min_new_tokens if params.min_tokens is None else params.min_tokens
     param = "input_ids" if text is None else "text"
@@ -110,7 +120,7 @@ async def prepare(request: GenerateRequest, model: LoadedModel, pool: TextPool) 
         model=model,
         prompts=prompts,
         n=params.n or 1,
-        samplings=[make_sampling(params, model.card, bounds, bad_words, "sampling_params.")],
+        samplings=[make_sampling(params, model.card, bounds, bad_words, "sampling_params.", grammar=grammar)],
         stops=stop_strings(params.stop, "sampling_params.stop"),
         include_stop=bool(params.no_stop_trim),
         skip_special_tokens=params.skip_special_tokens is not False,

@@ -22,6 +22,7 @@ from sfllm_gateway.openai.sampling import (
     stop_strings,
     truncate,
 )
+from sfllm_gateway.openai.structured import form_of, grammar_of
 from sfllm_gateway.tokenize import TextPool, encode
 
 Tools = Annotated[list[dict[str, Any]], Meta(description="shown to the chat template, with tool_choice none")]
@@ -138,11 +139,13 @@ async def prepare(request: ChatRequest, model: LoadedModel, pool: TextPool) -> G
         return cut, encode_bad_words(tokenizer, request.bad_words)
 
     prompts, bad_words = await pool.run(tokens)
+    grammar = await grammar_of(form_of(request), pool)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     sampling = make_sampling(
         *(request, model.card, limits.resolve(model.card, len(prompts[0]), "messages"), bad_words),
         logprobs=logprobs,
         prompt_logprobs=request.prompt_logprobs,
+        grammar=grammar,
     )
     return Generation(
         model=model,

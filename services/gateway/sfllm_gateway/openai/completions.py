@@ -23,6 +23,7 @@ from sfllm_gateway.openai.sampling import (
     stop_strings,
     truncate,
 )
+from sfllm_gateway.openai.structured import form_of, grammar_of
 from sfllm_gateway.tokenize import TextPool, decode, encode
 
 DEFAULT_MAX_TOKENS = 16
@@ -90,11 +91,12 @@ async def prepare(request: CompletionRequest, model: LoadedModel, pool: TextPool
         return prompts, shown, encode_bad_words(tokenizer, request.bad_words)
 
     prompts, shown, bad_words = await pool.run(tokens)
+    grammar = await grammar_of(form_of(request), pool)
     return Generation(
         model=model,
         prompts=prompts,
         n=request.n or 1,
-        samplings=[_sampling(request, model, len(prompt), bad_words) for prompt in prompts],
+        samplings=[_sampling(request, model, len(prompt), bad_words, grammar) for prompt in prompts],
         stops=stop_strings(request.stop),
         include_stop=bool(request.include_stop_str_in_output),
         skip_special_tokens=request.skip_special_tokens is not False,
@@ -110,7 +112,7 @@ async def prepare(request: CompletionRequest, model: LoadedModel, pool: TextPool
 
 
 def _sampling(
-    request: CompletionRequest, model: LoadedModel, prompt_tokens: int, bad_words: BadWords
+    request: CompletionRequest, model: LoadedModel, prompt_tokens: int, bad_words: BadWords, grammar: str
 ) -> Sampling:
     limits = limits_of(request, DEFAULT_MAX_TOKENS)
     bounds = limits.resolve(model.card, prompt_tokens, "prompt")
@@ -120,6 +122,7 @@ def _sampling(
         *(request, model.card, bounds, bad_words),
         logprobs=request.logprobs,
         prompt_logprobs=max(wanted, default=None),
+        grammar=grammar,
     )
     if scored is None or limits.wanted not in {0, 1}:
         return sampling

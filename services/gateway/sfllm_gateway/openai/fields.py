@@ -7,6 +7,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from sfllm_gateway.openai.forms import ResponseFormat, SchemaOrText, StructuredOutputs
+
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_BAD_WORDS = 512
@@ -75,5 +77,11 @@ class TextFields(SamplingFields, kw_only=True):
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1, description="lower is served first")] | None = (
         None
     )
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: SchemaOrText | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     user: str | None = None
     request_id: Annotated[str, Meta(max_length=128)] | None = None

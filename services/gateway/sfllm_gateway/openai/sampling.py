@@ -14,6 +14,7 @@ from sfllm.errors import ErrorCode, ServiceError
 from sfllm.messages import ModelCard, Sampling
 from sfllm_gateway.openai.body import bad_value
 from sfllm_gateway.openai.fields import SamplingFields, TextFields
+from sfllm_gateway.openai.structured import form_of
 from sfllm_gateway.tokenize import encode
 
 GREEDY_BELOW = 1e-5
@@ -36,6 +37,7 @@ def check_text_fields(fields: TextFields) -> None:
     """Raise 400 for what is wrong with fields that every OpenAI endpoint has, whatever the model."""
     stop_strings(fields.stop)
     check_bad_words(fields)
+    form_of(fields)
     if fields.stream_options is not None and not fields.stream:
         raise bad_value("stream_options", "only allowed together with stream")
     if fields.prompt_logprobs is not None and fields.stream:
@@ -115,6 +117,7 @@ def make_sampling(
     *,
     logprobs: int | None = None,
     prompt_logprobs: int | None = None,
+    grammar: str = "",
 ) -> Sampling:
     """How to sample; `limits` are max_tokens and min_tokens. The seed is drawn if there is none.
 
@@ -143,6 +146,7 @@ def make_sampling(
         bad_words=bad_words,
         logprobs=_candidates(logprobs, card),
         prompt_logprobs=_candidates(prompt_logprobs, card),
+        grammar=grammar,
     )
 
 
