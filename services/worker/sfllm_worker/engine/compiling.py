@@ -34,7 +34,10 @@ class Compiling:
 
     def remove(self, sequence: Sequence) -> bool:
         """Forget a sequence; whether it was here."""
-        return self._waiting.pop(sequence, None) is not None
+        future = self._waiting.pop(sequence, None)
+        if future is not None and future not in self._waiting.values():
+            self._grammars.abandon(future)
+        return future is not None
 
     def wait(self, seconds: float) -> None:
         """Until a grammar is ready, at most so long."""

@@ -187,7 +187,7 @@ class Engine(PlannedEngine):
 
     def _sampling_row(self, sequence: Sequence) -> SamplingRow:
         sampling = sequence.sampling
-        banned = self._banned(sequence) if sampling.min_tokens else ()
+        banned = self._banned(sequence) if sampling.min_tokens or sequence.constraint else ()
         return SamplingRow(
             *(sampling, sequence.choice, sequence.tokens, sequence.prompt_count, banned, sequence.unread),
             constraint=sequence.constraint,

@@ -161,29 +161,39 @@ class PlannedEngine:
         return [sequence, *(self.planner.fork(sequence, choice) for choice in sequence.fork_choices)]
 
     def _banned(self, sequence: Sequence) -> tuple[int, ...]:
-        """Tokens that may not come next: those that would end a sequence below its `min_tokens`."""
+        """Tokens that may not come next: those that would end a sequence below its `min_tokens`.
+
+        After the end of text a grammar has nothing more to say, so that one who ignores it goes without.
+        """
         sampling = sequence.sampling
-        too_short = sequence.generated + sequence.unread < sampling.min_tokens
-        return self.eos_token_ids + sampling.stop_token_ids if too_short else ()
+        if sequence.generated + sequence.unread < sampling.min_tokens:
+            return self.eos_token_ids + sampling.stop_token_ids
+        ignores_eos = sampling.ignore_eos and sequence.constraint is not None
+        return self.eos_token_ids if ignores_eos else ()
 
     def _advance_by(self, sequence: Sequence, token: int, logprobs: Logprobs) -> Progress:
         """`token` comes next: the sequence ends with it, ends before it or goes on."""
-        sampling = sequence.sampling
-        is_eos = token in self.eos_token_ids and not sampling.ignore_eos
+        sampling, constraint = sequence.sampling, sequence.constraint
+        if constraint is not None and constraint.problem:
+            return self._refuse(sequence, constraint.problem)
+        is_eos = token in self.eos_token_ids and (constraint is not None or not sampling.ignore_eos)
         if is_eos or token in sampling.stop_token_ids:
             self.planner.remove(sequence)
             return Progress(sequence, None, "stop", token)
+        if constraint is not None and not constraint.consume((token,)):
+            return self._refuse(sequence, constraint.problem)
         sequence.tokens.append(token)
-        if sequence.constraint is not None and not sequence.constraint.consume((token,)):
-            self.planner.remove(sequence)
-            return Progress(sequence, None, "fault")
-        if sequence.constraint is not None and sequence.constraint.is_complete:
+        if constraint is not None and constraint.is_complete:
             self.planner.remove(sequence)
             return Progress(sequence, token, "stop", logprobs=logprobs)
         if len(sequence.tokens) >= sequence.length_limit:
             self.planner.remove(sequence)
             return Progress(sequence, token, "length", logprobs=logprobs)
         return Progress(sequence, token, logprobs=logprobs)
+
+    def _refuse(self, sequence: Sequence, problem: str) -> Progress:
+        self.planner.remove(sequence)
+        return Progress(sequence, None, "refused", problem=f"the grammar cannot be followed: {problem}")
 
 
 def shape_of(plan: StepPlan) -> StepShape:

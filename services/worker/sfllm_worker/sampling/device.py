@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,11 +13,10 @@ from sfllm_worker.graphs.staging import Staging
 from sfllm_worker.kernels.choose import choose
 from sfllm_worker.kernels.greedy import Chosen, choose_greedily
 from sfllm_worker.sampling.adjust import SamplingRow
-from sfllm_worker.sampling.constrain import constrain_on_device, constrained
+from sfllm_worker.sampling.constrain import as_arrays, constrain, grammar_masks, yielding
 from sfllm_worker.sampling.edits import apply_edits, as_integers, edits_of
 from sfllm_worker.sampling.parameters import ParameterTable, is_greedy
 from sfllm_worker.sampling.sampler import Sampled
-from sfllm_worker.structured.constraint import masks_of
 
 
 class DeviceSampler:
@@ -39,6 +37,8 @@ class DeviceSampler:
         """
         if not rows:
             return DeviceSample(None, None, (), _event(self._device))
+        masks = grammar_masks(rows, logits.shape[1])
+        rows = yielding(rows, masks)
         reported = [index for index, row in enumerate(rows) if row.sampling.logprobs >= 0]
         edits = edits_of(rows)
         arrays = [torch.tensor(reported).numpy()] if reported else []
@@ -47,17 +47,15 @@ class DeviceSampler:
         greedy = all(map(is_greedy, rows))
         if not greedy:
             arrays.append(self._parameters.fill(rows))
-        limited, constraints = constrained(rows)
-        if limited:
-            masks = masks_of(constraints, logits.shape[1])
-            arrays = [np.array(limited), masks.reshape(-1), *arrays]
+        if masks:
+            arrays = [*as_arrays(masks), *arrays]
         moved = self._staging.to_device(arrays) if arrays else []
-        masked, moved = (moved[:2], moved[2:]) if limited else ([], moved)
+        masked, moved = (moved[:2], moved[2:]) if masks else ([], moved)
         original = logits.index_select(0, moved[0]) if reported else None
         if edits is not None:
             apply_edits(logits, moved[-len(edits) :] if greedy else moved[-len(edits) - 1 : -1])
         if masked:
-            constrain_on_device(logits, masked[0], masked[1].view(len(limited), -1))
+            constrain(logits, *masked)
         chosen = choose_greedily(logits) if greedy else choose(logits, moved[-1])
         report = (
             None

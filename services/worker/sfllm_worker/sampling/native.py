@@ -34,7 +34,7 @@ def choose_natively(
 ) -> tuple[list[int], list[bool]]:
     """What `choose_in_torch` does. `logits` float32 `[num_rows, vocab_size]`, contiguous, are overwritten.
 
-    `masks` by the index of a row: bit t, lowest first, is whether token t may come.
+    `masks` by the index of a row, as in `constrain.py`.
     """
     library = native_library()
     assert isinstance(library, ctypes.CDLL)

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from sfllm_worker.structured.constraint import WORD_BITS, Constraint, mask_words
 
@@ -15,6 +15,9 @@ MAX_KEPT = 128
 """Compiled grammars that are kept. Each holds kilobytes to a few megabytes, by what was asked of it."""
 
 THREADS = max(1, min(4, (os.cpu_count() or 1) - 1))
+
+MAX_LEXER_STATES = 50_000
+"""Of one grammar, a kilobyte or two each: what a hostile one may take. Others need some hundreds."""
 
 
 class GrammarError(ValueError):
@@ -31,7 +34,7 @@ class Grammars:
     def __init__(self, tokenizer: bytes, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         self._tokenizer_json = tokenizer.decode()
         self._vocab_size = vocab_size
-        self._eos_token_ids = list(eos_token_ids)
+        self._eos_token_ids = list(eos_token_ids) or None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="grammar")
         self._tokenizer: Future[LLTokenizer] | None = None
         self._kept: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
@@ -48,6 +51,12 @@ class Grammars:
         self._kept.move_to_end(grammar)
         return found
 
+    def abandon(self, future: Future[LLMatcher]) -> None:
+        """Nobody waits any more for what `compile` gave: if it has not begun, it need not."""
+        if future.cancel():
+            for grammar in [each for each, kept in self._kept.items() if kept is future]:
+                del self._kept[grammar]
+
     def close(self) -> None:
         """Compile nothing more."""
         self._threads.shutdown(wait=False, cancel_futures=True)
@@ -62,9 +71,10 @@ def _compile(tokenizer: Future[LLTokenizer], grammar: str) -> LLMatcher:
     # The task that reads the tokenizer was submitted before, so a thread has it already.
     try:
         vocabulary = tokenizer.result()
-    except ValueError as error:
+    except Exception as error:
         raise GrammarError(f"the model's tokenizer cannot be followed by a grammar: {error}") from error
-    matcher = LLMatcher(vocabulary, grammar, log_level=0)
+    limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+    matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
     if matcher.is_error():
         raise GrammarError(matcher.get_error().strip())
     return matcher
