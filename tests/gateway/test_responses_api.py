@@ -169,6 +169,27 @@ def test_the_worker_is_told_how_to_sample(gateway: GatewayProcess, scheduler: Fa
     assert (body["temperature"], body["top_p"], body["max_output_tokens"]) == (0.5, 0.25, 3)
 
 
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"text": {"format": {"type": "json_schema", "name": "place", "schema": SCHEMA, "strict": True}}},
+        {"text": {"format": {"type": "json_object"}}},
+        {"structured_outputs": {"choice": ["hello", "bye"]}},
+    ],
+)
+def test_the_worker_is_told_the_form_of_the_text(
+    gateway: GatewayProcess, scheduler: FakeScheduler, fields: dict[str, Any]
+) -> None:
+    body = ask(gateway, **fields).json()
+    (submit,) = scheduler.wait_for(Submit)
+    assert isinstance(submit, Submit)
+    assert submit.sampling.grammar
+    assert body["text"]["format"] == fields.get("text", {"format": {"type": "text"}})["format"]
+
+
 def test_a_client_that_leaves_cancels_the_request(gateway: GatewayProcess, scheduler: FakeScheduler) -> None:
     scheduler.script.pause_at = 2
     body = {"input": "x", "stream": True, "max_output_tokens": 26}
@@ -188,6 +209,12 @@ def test_a_client_that_leaves_cancels_the_request(gateway: GatewayProcess, sched
         ({"stop": [""]}, 400, "stop"),
         ({"model": "none"}, 404, "model"),
         ({"store": True}, 501, "store"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"type": "robot"}}}},
+            400,
+            "text.format.schema",
+        ),
+        ({"structured_outputs": {"regex": "("}}, 400, "structured_outputs.regex"),
         ({"tools": [{"type": "web_search"}]}, 501, "tools[0].type"),
     ],
 )

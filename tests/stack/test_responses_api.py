@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import openai
 import pytest
 from openai.types.responses import Response, ResponseOutputMessage
+from pydantic import BaseModel
 from running_stack import RunningStack
 
 QUESTION = "What is the capital of France?"
@@ -84,6 +87,27 @@ def test_a_conversation_goes_on_with_the_items_of_its_answers(client: openai.Ope
     assert second.usage is not None
     assert chat.usage is not None
     assert second.usage.input_tokens == chat.usage.prompt_tokens
+
+
+class Place(BaseModel):
+    """The place that is asked about."""
+
+    city: Literal["Paris", "Rome"]
+    inhabitants: int
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_response_is_parsed_as_a_pydantic_model(client: openai.OpenAI, model: str, streamed: bool) -> None:
+    if streamed:
+        with client.responses.stream(
+            model=model, input=QUESTION, text_format=Place, temperature=0, max_output_tokens=64
+        ) as stream:
+            parsed = stream.get_final_response().output_parsed
+    else:
+        parsed = client.responses.parse(
+            model=model, input=QUESTION, text_format=Place, temperature=0, max_output_tokens=64
+        ).output_parsed
+    assert isinstance(parsed, Place)
 
 
 def test_log_probabilities_are_those_of_a_chat(client: openai.OpenAI, model: str) -> None:

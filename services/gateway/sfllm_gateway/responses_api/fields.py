@@ -16,6 +16,7 @@ from sfllm.errors import ErrorCode, ServiceError
 from sfllm.wire import DECODE_ERRORS
 from sfllm_gateway.openai.body import NO_EFFECT, bad_value, decode_fields, invalid
 from sfllm_gateway.openai.fields import Penalty, Repetition, TopCount
+from sfllm_gateway.openai.forms import StructuredOutputs
 
 KEEPS_NOTHING = "this server keeps no responses"
 
@@ -169,6 +170,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None

@@ -29,7 +29,7 @@ from sfllm_gateway.responses_api.items import conversation
 SAME = (
     *("model", "temperature", "top_p", "top_k", "min_p", "stream", "user"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "seed", "stop", "ignore_eos"),
-    *("chat_template_kwargs", "cache_salt", "priority", "parallel_tool_calls"),
+    *("chat_template_kwargs", "cache_salt", "priority", "parallel_tool_calls", "structured_outputs"),
 )
 """Fields that mean the same in both."""
 
