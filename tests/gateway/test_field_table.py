@@ -130,6 +130,13 @@ REFUSED: list[tuple[tuple[str, ...], dict[str, Any], str]] = [
     (BOTH, {"logit_bias": [1]}, "logit_bias"),
     (BOTH, {"allowed_token_ids": []}, "allowed_token_ids"),
     (BOTH, {"allowed_token_ids": [259]}, "allowed_token_ids"),
+    (BOTH, {"allowed_token_ids": [97], "bad_words": ["ba"]}, "allowed_token_ids"),
+    (
+        BOTH,
+        {"allowed_token_ids": [END_TOKEN, 97], "min_tokens": 1, "stop_token_ids": [97]},
+        "allowed_token_ids",
+    ),
+    (BOTH, {"stop_token_ids": [*range(259)], "min_tokens": 1}, "stop_token_ids"),
     (BOTH, {"stop_token_ids": [1, -1]}, "stop_token_ids"),
     (BOTH, {"bad_words": [""]}, "bad_words"),
     (BOTH, {"bad_words": [" "]}, "bad_words"),

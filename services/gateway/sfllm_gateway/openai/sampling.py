@@ -128,6 +128,7 @@ def make_sampling(
     top_k = _first(fields.top_k, defaults.top_k, 0)
     check_token_ids(fields.stop_token_ids or (), card, f"{path}stop_token_ids")
     check_token_ids(fields.allowed_token_ids or (), card, f"{path}allowed_token_ids")
+    _check_tokens_left(fields, card, limits, bad_words, path)
     return Sampling(
         max_tokens=limits[0],
         seed=secrets.randbits(63) if fields.seed is None else fields.seed,
@@ -148,6 +149,19 @@ def make_sampling(
         prompt_logprobs=_candidates(prompt_logprobs, card),
         grammar=grammar,
     )
+
+
+def _check_tokens_left(
+    fields: SamplingFields, card: ModelCard, limits: tuple[int, int], bad_words: BadWords, path: str
+) -> None:
+    """Raise 400 if rules could at some time forbid every token that is allowed."""
+    forbidden = {word[-1] for word in bad_words}
+    if limits[1]:
+        forbidden |= {*card.eos_token_ids, *(fields.stop_token_ids or ())}
+    if fields.allowed_token_ids is not None and forbidden.issuperset(fields.allowed_token_ids):
+        raise bad_value(f"{path}allowed_token_ids", "bad_words and min_tokens can forbid all of them")
+    if len(forbidden) >= card.vocab_size:
+        raise bad_value(f"{path}stop_token_ids", "with bad_words and min_tokens no token is left")
 
 
 def _logit_bias(bias: dict[str, float], card: ModelCard, param: str) -> tuple[tuple[int, float], ...]:
