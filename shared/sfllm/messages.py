@@ -188,6 +188,7 @@ class Submit(Message, frozen=True):
 
     `suspects` is not 0 when a worker crashed while it ran this request and `suspects - 1` others, any of
     which may be the cause; `crashes_alone` counts crashes of workers that ran nothing else.
+    `traceparent` is where its spans belong (`traceparent.py`), empty for a request that is not traced.
     """
 
     kind = 3
@@ -207,6 +208,7 @@ class Submit(Message, frozen=True):
     suspects: int = 0
     crashes_alone: int = 0
     tenant: str = ""
+    traceparent: str = ""
 
 
 class Cancel(Message, frozen=True):
@@ -511,7 +513,7 @@ class WorkerWelcome(Message, frozen=True):
 class GrantedRequest(Value, frozen=True):
     """One request of a cohort. Its tokens are slices of the grant's arrays, in order.
 
-    `queue_seconds` is how long it waited in the scheduler.
+    `queue_seconds` is how long it waited in the scheduler. `traceparent` is as in `Submit`.
     """
 
     gateway: bytes
@@ -525,6 +527,7 @@ class GrantedRequest(Value, frozen=True):
     queue_seconds: float
     cache_salt: str = ""
     prefix_count: int = 0
+    traceparent: str = ""
 
 
 class Grant(Message, frozen=True):

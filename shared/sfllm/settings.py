@@ -29,6 +29,22 @@ class CommonSettings(Settings, frozen=True, kw_only=True):
     metrics_prefix: Annotated[
         str, Meta(pattern="^[a-zA-Z_][a-zA-Z0-9_:]*$", description="prefix of metric names")
     ] = "sfllm:"
+    otlp_endpoint: Annotated[
+        Annotated[str, Meta(pattern=r"^https?://[^/]")] | None,
+        Meta(
+            description="where an OpenTelemetry collector takes OTLP over HTTP, as http://collector:4318; "
+            "no request is traced if unset"
+        ),
+    ] = None
+    trace_sample_rate: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="share of requests that are traced, unless a header traceparent comes along and "
+            "decides; the gateway's value counts",
+        ),
+    ] = 1.0
 
 
 class GatewaySettings(CommonSettings, frozen=True, kw_only=True):
