@@ -22,6 +22,7 @@ from sfllm_gateway.budget import journal_bytes
 from sfllm_gateway.connection import MAX_HEAD_BYTES, MAX_PIPELINED, Connection
 from sfllm_gateway.detokenize import Detokenizers
 from sfllm_gateway.generation import Generation, Usage
+from sfllm_gateway.grammars import GrammarPool, ModelGrammars
 from sfllm_gateway.meter import RequestMeter
 from sfllm_gateway.metrics import KEPT_MODELS, REASONS, GatewayMetrics
 from sfllm_gateway.models import KEPT_UNUSED, LoadedModel, ModelRegistry, TextTools
@@ -141,8 +142,8 @@ async def test_of_the_models_that_are_gone_only_the_last_few_stay_loaded() -> No
             while registry.problem() is not None:  # noqa: ASYNC110 - a registry tells nobody
                 await asyncio.sleep(0.005)
 
-    pool, renderers = TextPool(), RenderPool()
-    registry = ModelRegistry(pull, pool, renderers, lambda: None)
+    pool, renderers, grammars = TextPool(), RenderPool(), GrammarPool()
+    registry = ModelRegistry(pull, pool, renderers, grammars, lambda: None)
     registry.start()
     try:
         for number in [*range(KEPT_UNUSED + 2), KEPT_UNUSED, 0]:
@@ -150,6 +151,7 @@ async def test_of_the_models_that_are_gone_only_the_last_few_stay_loaded() -> No
     finally:
         await registry.close()
         await renderers.close()
+        await grammars.close()
         pool.close()
     assert pulled.count(f"mark-{KEPT_UNUSED}") == 1
     assert pulled.count("mark-0") == 2
@@ -158,7 +160,8 @@ async def test_of_the_models_that_are_gone_only_the_last_few_stay_loaded() -> No
 def test_a_request_reserves_what_its_prompts_and_choices_may_need() -> None:
     sampling = Sampling(max_tokens=10, seed=1, logprobs=2, prompt_logprobs=0)
     tokenizer = byte_tokenizer()
-    model = LoadedModel(model_card(), TextTools(tokenizer, Detokenizers(tokenizer), None, {}))
+    grammars = ModelGrammars(GrammarPool(), tokenizer)
+    model = LoadedModel(model_card(), TextTools(tokenizer, Detokenizers(tokenizer), None, {}, grammars))
     prompts = [array("I", [1] * 7), array("I", [1])]
     generation = Generation(model, prompts, 3, [sampling, Sampling(max_tokens=5, seed=1)])
     first = 7 * (4 + 3 * 8) + 3 * (4096 + 10 * (4 + 3 * 8))

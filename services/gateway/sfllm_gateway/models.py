@@ -19,6 +19,7 @@ from sfllm.asset_pull import AssetError
 from sfllm.errors import ErrorCode, ServiceError, quote
 from sfllm.messages import Asset, ModelCard, ModelState
 from sfllm_gateway.detokenize import Detokenizers
+from sfllm_gateway.grammars import GrammarPool, ModelGrammars
 from sfllm_gateway.rendering import ChatTemplate, RenderPool
 from sfllm_gateway.tokenize import TextPool
 
@@ -35,7 +36,7 @@ log = structlog.get_logger()
 
 
 class TextTools(NamedTuple):
-    """What turns messages to tokens and tokens to text.
+    """What turns messages to tokens and tokens to text, and tries out what a text shall follow.
 
     `template` is None for a model without chat. `config` is the model's tokenizer_config.json, with
     special tokens as plain strings.
@@ -45,6 +46,7 @@ class TextTools(NamedTuple):
     detokenizers: Detokenizers
     template: ChatTemplate | None
     config: dict[str, Any]
+    grammars: ModelGrammars
 
 
 class LoadedModel(NamedTuple):
@@ -62,11 +64,13 @@ class ModelRegistry:
         pull: Callable[[Asset], Awaitable[bytes]],
         pool: TextPool,
         renderers: RenderPool,
+        grammars: GrammarPool,
         on_change: Callable[[], None],
     ) -> None:
         self._pull = pull
         self._pool = pool
         self._renderers = renderers
+        self._grammars = grammars
         self._on_change = on_change
         self._states: tuple[ModelState, ...] = ()
         self._by_name: dict[str, ModelState] = {}
@@ -186,7 +190,7 @@ class ModelRegistry:
     async def _load(self, card: ModelCard) -> None:
         try:
             contents = {asset.name: await self._pull(asset) for asset in card.assets}
-            tools = await self._pool.run(lambda: make_tools(contents, self._renderers))
+            tools = await self._pool.run(lambda: make_tools(contents, self._renderers, self._grammars))
             if tools.template is not None and (problem := await tools.template.problem()) is not None:
                 log.warning("chat template does not compile, chat is off", reason=problem)
                 tools = tools._replace(template=None)
@@ -209,7 +213,7 @@ class ModelRegistry:
         self._failures = {key: reason for key, reason in self._failures.items() if key in used}
 
 
-def make_tools(files: dict[str, bytes], renderers: RenderPool) -> TextTools:
+def make_tools(files: dict[str, bytes], renderers: RenderPool, grammars: GrammarPool) -> TextTools:
     """Tokenizer and template from a model's files. Raises whatever their parsers raise."""
     if TOKENIZER not in files:
         raise AssetError(f"the model has no {TOKENIZER}")
@@ -220,7 +224,10 @@ def make_tools(files: dict[str, bytes], renderers: RenderPool) -> TextTools:
     special_tokens = _special_tokens(config)
     source = files[TEMPLATE].decode() if TEMPLATE in files else _default_template(config.get("chat_template"))
     template = ChatTemplate(renderers, source, special_tokens) if source else None
-    return TextTools(tokenizer, Detokenizers(tokenizer), template, config | special_tokens)
+    return TextTools(
+        *(tokenizer, Detokenizers(tokenizer), template, config | special_tokens),
+        ModelGrammars(grammars, tokenizer),
+    )
 
 
 def _default_template(value: Any) -> str | None:

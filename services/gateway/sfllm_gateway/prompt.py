@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import enum
 import json
-import struct
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -24,9 +23,6 @@ import msgspec
 from sfllm.errors import ErrorCode, ServiceError, quote
 
 KEPT_TEMPLATES = 16
-
-LENGTH = struct.Struct("<I")
-"""Goes before each job and each result on the way to and from the process that renders."""
 
 
 class RenderJob(msgspec.Struct, array_like=True):

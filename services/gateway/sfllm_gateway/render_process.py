@@ -1,19 +1,15 @@
 """`python -m sfllm_gateway.render_process`: renders chat templates for one gateway, until it hangs up.
 
-Jobs come on the standard input and results go to the standard output, each a length (see `LENGTH`)
-and JSON. The gateway keeps the time and kills; the memory is bounded here.
+The gateway keeps the time and kills; the memory is bounded by `job_loop`.
 """
 
 from __future__ import annotations
 
-import resource
-import sys
-
 import msgspec
 
-from sfllm_gateway.prompt import LENGTH, RenderJob, RenderResult, render
+from sfllm_gateway.job_loop import serve_jobs
+from sfllm_gateway.prompt import RenderJob, RenderResult, render
 
-MEMORY_BYTES = 2**30
 LONGEST_PROMPT_CHARACTERS = 2**26
 
 _decoder = msgspec.json.Decoder(RenderJob)
@@ -33,19 +29,5 @@ def answer(body: bytes) -> bytes:
         return _encode(RenderResult(None, text.encode("utf-8", "replace").decode(), "messages"))
 
 
-def main() -> None:
-    """Answer jobs until the standard input ends."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    jobs, results = sys.stdin.buffer, sys.stdout.buffer
-    while len(head := jobs.read(LENGTH.size)) == LENGTH.size:
-        (size,) = LENGTH.unpack(head)
-        body = jobs.read(size)
-        if len(body) < size:
-            return
-        result = answer(body)
-        results.write(LENGTH.pack(len(result)) + result)
-        results.flush()
-
-
 if __name__ == "__main__":
-    main()
+    serve_jobs(answer)

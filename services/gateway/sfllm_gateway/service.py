@@ -13,6 +13,7 @@ from sfllm_gateway import app
 from sfllm_gateway.assets import AssetLinks
 from sfllm_gateway.changes import Changes
 from sfllm_gateway.endpoints import GatewayState
+from sfllm_gateway.grammars import GrammarPool
 from sfllm_gateway.http_server import check_certificate, listen, serve_http
 from sfllm_gateway.keys import ApiKeys
 from sfllm_gateway.links import SchedulerLinks
@@ -39,10 +40,10 @@ async def serve(settings: GatewaySettings) -> None:
     metrics = GatewayMetrics(Metrics(settings.metrics_prefix))
     pool = TextPool()
     assets = AssetLinks(context, settings.asset_address, identity)
-    renderers = RenderPool()
+    renderers, grammars = RenderPool(), GrammarPool()
     changes = Changes()
     registry = ModelRegistry(
-        lambda asset: assets.pull(asset, links.holders(asset)), pool, renderers, changes.tell
+        lambda asset: assets.pull(asset, links.holders(asset)), pool, renderers, grammars, changes.tell
     )
     links = SchedulerLinks(
         *(context, settings.gateway_address, identity),
@@ -67,6 +68,7 @@ async def serve(settings: GatewaySettings) -> None:
         probe.close()
         await registry.close()
         await renderers.close()
+        await grammars.close()
         links.close()
         assets.close()
         pool.close()
