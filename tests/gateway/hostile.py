@@ -34,6 +34,20 @@ BODIES: dict[str, dict[str, Any]] = {
         "stream_options": {"include_usage": True},
         "stream": True,
     },
+    "/v1/chat/completions with a schema": {
+        "messages": [{"role": "user", "content": "one"}],
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"name": "city", "strict": True, "schema": SCHEMA},
+        },
+        "max_tokens": 2,
+    },
+    "/v1/completions with a choice": {
+        "prompt": "one",
+        "structured_outputs": {"choice": ["one", "two"]},
+        "max_tokens": 2,
+    },
+    "/v1/completions with an expression": {"prompt": "one", "guided_regex": "[a-z]{3}", "max_tokens": 2},
     "/v1/completions": {
         "model": MODEL,
         "prompt": ["one", "two"],
@@ -86,7 +100,13 @@ BODIES: dict[str, dict[str, Any]] = {
     },
     "/v1/embeddings": {"model": MODEL, "input": ["one", "two"]},
 }
-"""For each endpoint a body that is right, with something at every depth that it has."""
+"""For each endpoint bodies that are right, with something at every depth. A name begins with the path."""
+
+
+def path_of(name: str) -> str:
+    """The endpoint of one of `BODIES`."""
+    return name.partition(" ")[0]
+
 
 DEEP = 900
 """As deep as decoders still go: what comes after them meets it."""
