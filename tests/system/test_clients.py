@@ -184,6 +184,14 @@ LLM_MODELS = """\
 """
 
 
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
 def test_the_llm_command_asks_goes_on_and_fills_in_a_schema(clients: Clients) -> None:
     models = LLM_MODELS.format(model=clients.model, url=clients.url)
     (clients.home / "extra-openai-models.yaml").write_text(models)
@@ -195,7 +203,8 @@ def test_the_llm_command_asks_goes_on_and_fills_in_a_schema(clients: Clients) ->
     assert ask("What is the capital of France?") == f"{CAPITAL}\n"
     assert ask("--no-stream", "What is the capital of France?") == f"{CAPITAL}\n"
     assert ask("--continue", "And of Italy?").strip()
-    check_fields(json.loads(ask("--schema", "name, age int", "Ada is 36.", tokens=200)), name=str, age=int)
+    person = ask("--schema", json.dumps(PERSON), "Ada is 36.", tokens=200)
+    check_fields(json.loads(person), name=str, age=int)
 
 
 def test_aiperf_measures_every_request_and_every_token(clients: Clients, smollm2_gguf: Path) -> None:

@@ -36,7 +36,12 @@ try:
 except openai.LengthFinishReasonError as error:
     cut = type(error).__name__
 
-schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+schema = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
 by_hand = client.chat.completions.create(
     **request, response_format={"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
 )
