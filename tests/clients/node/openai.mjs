@@ -33,7 +33,10 @@ const completed = await client.completions.create({ model, prompt: "1, 2, 3, 4, 
 
 const schema = {
   type: "object",
-  properties: { name: { type: "string" }, inhabitants: { type: "integer" } },
+  properties: {
+    name: { type: "string", maxLength: 40 },
+    inhabitants: { type: "integer", minimum: 0, maximum: 100000000 },
+  },
   required: ["name", "inhabitants"],
   additionalProperties: false,
 };

@@ -5,7 +5,7 @@ import os
 from enum import StrEnum
 
 import openai
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 MODEL = os.environ["SERVER_MODEL"]
 
@@ -16,8 +16,8 @@ class Colour(StrEnum):
 
 
 class Animal(BaseModel):
-    name: str
-    legs: int
+    name: str = Field(max_length=40)
+    legs: int = Field(ge=0, le=100)
     colour: Colour
     tame: bool
 

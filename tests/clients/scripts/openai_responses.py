@@ -4,7 +4,7 @@ import json
 import os
 
 import openai
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 MODEL = os.environ["SERVER_MODEL"]
 REQUEST = {"model": MODEL, "temperature": 0, "store": False}
@@ -14,7 +14,7 @@ TOOL = {
     "description": "The weather of a city",
     "parameters": {
         "type": "object",
-        "properties": {"city": {"type": "string"}},
+        "properties": {"city": {"type": "string", "maxLength": 40}},
         "required": ["city"],
         "additionalProperties": False,
     },
@@ -23,8 +23,8 @@ TOOL = {
 
 
 class City(BaseModel):
-    name: str
-    inhabitants: int
+    name: str = Field(max_length=40)
+    inhabitants: int = Field(ge=0, le=10**8)
 
 
 client = openai.OpenAI(max_retries=0)

@@ -4,7 +4,7 @@ import json
 import os
 
 import openai
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 MODEL = os.environ["SERVER_MODEL"]
 
@@ -12,8 +12,8 @@ MODEL = os.environ["SERVER_MODEL"]
 class Weather(BaseModel):
     """The weather of a city."""
 
-    city: str
-    unit: str
+    city: str = Field(max_length=40)
+    unit: str = Field(max_length=40)
 
 
 TOOLS = [
@@ -24,7 +24,10 @@ TOOLS = [
             "description": "The weather of a city",
             "parameters": {
                 "type": "object",
-                "properties": {"city": {"type": "string"}, "unit": {"enum": ["celsius", "fahrenheit"]}},
+                "properties": {
+                    "city": {"type": "string", "maxLength": 40},
+                    "unit": {"enum": ["celsius", "fahrenheit"]},
+                },
                 "required": ["city", "unit"],
                 "additionalProperties": False,
             },

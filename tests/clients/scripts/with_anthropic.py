@@ -15,7 +15,11 @@ REQUEST = {
 TOOL = {
     "name": "get_weather",
     "description": "The weather of a city",
-    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 40}},
+        "required": ["city"],
+    },
 }
 
 client = anthropic.Anthropic(max_retries=0)

@@ -2,12 +2,13 @@
 
 import json
 import os
+from typing import Annotated
 
 from langchain_core.messages import HumanMessage, SystemMessage
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 MODEL = os.environ["SERVER_MODEL"]
 QUESTION = "What is the capital of France?"
@@ -16,12 +17,12 @@ QUESTION = "What is the capital of France?"
 class City(BaseModel):
     """A city."""
 
-    name: str
-    inhabitants: int
+    name: str = Field(max_length=40)
+    inhabitants: int = Field(ge=0, le=10**8)
 
 
 @tool
-def get_weather(city: str) -> str:
+def get_weather(city: Annotated[str, Field(max_length=40)]) -> str:
     """The weather of a city."""
     return f"sunny in {city}"
 

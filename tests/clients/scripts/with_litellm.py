@@ -8,7 +8,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # read when it is imported:
 
 import litellm
 import openai
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 litellm.suppress_debug_info = True
 MODEL = "hosted_vllm/" + os.environ["SERVER_MODEL"]
@@ -22,14 +22,18 @@ TOOL = {
     "type": "function",
     "function": {
         "name": "get_weather",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 40}},
+            "required": ["city"],
+        },
     },
 }
 
 
 class City(BaseModel):
-    name: str
-    inhabitants: int
+    name: str = Field(max_length=40)
+    inhabitants: int = Field(ge=0, le=10**8)
 
 
 request = {"model": MODEL, "messages": QUESTION, "temperature": 0, "max_tokens": 24, **SERVER}

@@ -7,8 +7,9 @@ server must then make it call one; the loop and the checks of what it says are p
 import asyncio
 import json
 import os
+from typing import Annotated
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from pydantic_ai import Agent, NativeOutput, RunContext, ToolOutput
 from pydantic_ai.capabilities import PrepareOutputTools, PrepareTools
 from pydantic_ai.models.openai import OpenAIChatModel
@@ -22,8 +23,8 @@ SETTINGS = {"temperature": 0, "max_tokens": 200}
 class Weather(BaseModel):
     """What the weather of a city is."""
 
-    city: str
-    degrees: int
+    city: str = Field(max_length=40)
+    degrees: int = Field(ge=-60, le=60)
 
 
 def of_this_turn(context: RunContext, tools: list[ToolDefinition]) -> list[ToolDefinition]:
@@ -40,14 +41,14 @@ called = []
 
 
 @looping.tool_plain
-def find_station(city: str) -> int:
+def find_station(city: Annotated[str, Field(max_length=40)]) -> int:
     """Number of the weather station of a city."""
     called.append(["find_station", city])
     return 17
 
 
 @looping.tool_plain
-def get_weather(station: int) -> str:
+def get_weather(station: Annotated[int, Field(ge=0, le=999)]) -> str:
     """The weather at a station."""
     called.append(["get_weather", station])
     return "19 degrees and sunny"
