@@ -13,7 +13,7 @@ from sfllm_worker.graphs.staging import Staging
 from sfllm_worker.kernels.choose import choose
 from sfllm_worker.kernels.greedy import Chosen, choose_greedily
 from sfllm_worker.sampling.adjust import SamplingRow
-from sfllm_worker.sampling.constrain import as_arrays, constrain, grammar_masks, yielding
+from sfllm_worker.sampling.constrain import as_arrays, constrain, follow_grammars
 from sfllm_worker.sampling.edits import apply_edits, as_integers, edits_of
 from sfllm_worker.sampling.parameters import ParameterTable, is_greedy
 from sfllm_worker.sampling.sampler import Sampled
@@ -37,8 +37,7 @@ class DeviceSampler:
         """
         if not rows:
             return DeviceSample(None, None, (), _event(self._device))
-        masks = grammar_masks(rows, logits.shape[1])
-        rows = yielding(rows, masks)
+        rows, masks = follow_grammars(rows, logits.shape[1])
         reported = [index for index, row in enumerate(rows) if row.sampling.logprobs >= 0]
         edits = edits_of(rows)
         arrays = [torch.tensor(reported).numpy()] if reported else []

@@ -18,7 +18,7 @@ from torch import Tensor
 from sfllm.messages import Sampling
 from sfllm.token_batch import NO_LOGPROBS, Logprobs
 from sfllm_worker.sampling.adjust import SamplingRow, adjust, adjusts
-from sfllm_worker.sampling.constrain import as_arrays, constrain, grammar_masks, yielding
+from sfllm_worker.sampling.constrain import as_arrays, constrain, follow_grammars
 from sfllm_worker.sampling.logprobs import token_logprobs
 from sfllm_worker.sampling.native import GREEDY_BELOW_TEMPERATURE, can_choose_natively, choose_natively
 from sfllm_worker.sampling.philox import Purpose, uniforms
@@ -42,8 +42,7 @@ class Sampled(NamedTuple):
 
 def sample(logits: Tensor, rows: Sequence[SamplingRow]) -> Sampled:
     """Choose a token for each row of `logits` (float32 [num_rows, vocab_size], changed in place)."""
-    masks = grammar_masks(rows, logits.shape[1])
-    rows = yielding(rows, masks)
+    rows, masks = follow_grammars(rows, logits.shape[1])
     reported = [index for index, row in enumerate(rows) if row.sampling.logprobs >= 0]
     original = logits[reported] if reported else None
     for index, row in enumerate(rows):

@@ -14,7 +14,7 @@ Masks = npt.NDArray[np.int64]
 
 WORD_BITS = 64
 
-FEW = 8
+FEW = 16
 """So many masks are computed one after the other: waking threads takes as long."""
 
 
