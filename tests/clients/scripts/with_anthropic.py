@@ -19,6 +19,7 @@ TOOL = {
         "type": "object",
         "properties": {"city": {"type": "string", "maxLength": 40}},
         "required": ["city"],
+        "additionalProperties": False,
     },
 }
 
