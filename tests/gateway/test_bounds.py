@@ -163,6 +163,6 @@ def test_a_request_reserves_what_its_prompts_and_choices_may_need() -> None:
     grammars = ModelGrammars(GrammarPool(), tokenizer)
     model = LoadedModel(model_card(), TextTools(tokenizer, Detokenizers(tokenizer), None, {}, grammars))
     prompts = [array("I", [1] * 7), array("I", [1])]
-    generation = Generation(model, prompts, 3, [sampling, Sampling(max_tokens=5, seed=1)])
+    generation = Generation(model, prompts, 3, [sampling, Sampling(max_tokens=5, seed=1, grammar="g" * 9)])
     first = 7 * (4 + 3 * 8) + 3 * (4096 + 10 * (4 + 3 * 8))
-    assert journal_bytes(generation) == first + 4 + 3 * (4096 + 5 * 4)
+    assert journal_bytes(generation) == first + 4 + 9 + 3 * (4096 + 5 * 4)

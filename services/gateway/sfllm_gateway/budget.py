@@ -28,7 +28,7 @@ def journal_bytes(generation: Generation) -> int:
     for prompt, sampling in zip(generation.prompts, generation.samplings, strict=True):
         candidates = CANDIDATE_BYTES * (sampling.logprobs + 1)
         prompt_candidates = CANDIDATE_BYTES * (sampling.prompt_logprobs + 1)
-        total += len(prompt) * (TOKEN_BYTES + generation.n * prompt_candidates)
+        total += len(prompt) * (TOKEN_BYTES + generation.n * prompt_candidates) + len(sampling.grammar)
         if sampling.pooling and generation.model.card.pooling is not None:
             total += NUMBER_BYTES * generation.model.card.pooling.dimensions
         total += generation.n * (CHOICE_BYTES + sampling.max_tokens * (TOKEN_BYTES + candidates))

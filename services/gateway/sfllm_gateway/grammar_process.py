@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
-from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark, is_lark_syntax
+from llguidance.gbnf_to_lark import gbnf_to_lark, is_lark_syntax
 
 from sfllm_gateway.grammar_jobs import GrammarJob, GrammarResult
 from sfllm_gateway.job_loop import serve_jobs
@@ -53,8 +53,8 @@ def try_out(job: GrammarJob) -> GrammarResult:
     """Write the grammar, compile it, and look at what may come first."""
     try:
         grammar = _WRITERS[job.kind](job)
-    except (ValueError, RecursionError, IndexError, GbnfToLarkError) as error:
-        return GrammarResult("", str(error) or type(error).__name__)
+    except ValueError as error:
+        return GrammarResult("", str(error))
     if len(grammar.encode()) > MAX_COMPILED_BYTES:
         return GrammarResult("", _TOO_MUCH)
     vocabulary = Vocabulary(job.special_tokens, job.vocab_size)
@@ -85,7 +85,12 @@ def _of_choice(job: GrammarJob) -> str:
 
 
 def _of_grammar(job: GrammarJob) -> str:
-    return LLMatcher.grammar_from_lark(job.text if is_lark_syntax(job.text) else gbnf_to_lark(job.text))
+    if is_lark_syntax(job.text):
+        return LLMatcher.grammar_from_lark(job.text)
+    try:
+        return LLMatcher.grammar_from_lark(gbnf_to_lark(job.text))
+    except Exception as error:  # for some mistakes it raises no class of its own
+        raise ValueError(str(error)) from error
 
 
 _WRITERS: dict[str, Callable[[GrammarJob], str]] = {

@@ -20,9 +20,9 @@ COMPILE_SECONDS = 5.0
 MAX_TEXT_BYTES = 2**17
 KEPT_BYTES = 2**24
 
-JSON_SPACE = r"( |\n{1,2}[ \t]{0,40})"
-"""Between the parts of JSON: a space, or line ends with an indentation. Small models that may write white
-space without an end do."""
+JSON_SPACE = r"( |\n[ \t]{0,40})"
+"""Between the parts of JSON: at most a space, or a line break with its indentation. A small model that may
+write as much space as it likes writes nothing else."""
 
 log = structlog.get_logger()
 

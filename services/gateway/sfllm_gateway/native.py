@@ -73,7 +73,9 @@ def decode(body: bytes) -> Body[GenerateRequest]:
     except DECODE_ERRORS as error:
         raise invalid(error) from error
     params = decode_fields(fields["sampling_params"]) if request.sampling_params is not None else {}
-    refuse_unbuilt(params, "sampling_params.")
+    refuse_unbuilt(
+        {name: raw for name, raw in params.items() if name not in _KNOWN_PARAMS}, "sampling_params."
+    )
     ignored = [name for name in fields if name not in _KNOWN and name not in UNBUILT]
     ignored += [
         f"sampling_params.{name}" for name in params if name not in _KNOWN_PARAMS and name not in UNBUILT
@@ -110,7 +112,7 @@ async def prepare(request: GenerateRequest, model: LoadedModel, pool: TextPool) 
         return prompts, encode_bad_words(tokenizer, params.bad_words)
 
     prompts, bad_words = await pool.run(tokens)
-    grammar = await grammar_of(_form(params), pool)
+    grammar = await grammar_of(_form(params), model)
     wanted = params.max_tokens if params.max_new_tokens is None else params.max_new_tokens
     least = params.min_new_tokens if params.min_tokens is None else params.min_tokens
     param = "input_ids" if text is None else "text"

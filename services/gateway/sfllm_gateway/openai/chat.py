@@ -139,7 +139,7 @@ async def prepare(request: ChatRequest, model: LoadedModel, pool: TextPool) -> G
         return cut, encode_bad_words(tokenizer, request.bad_words)
 
     prompts, bad_words = await pool.run(tokens)
-    grammar = await grammar_of(form_of(request), pool)
+    grammar = await grammar_of(form_of(request), model)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     sampling = make_sampling(
         *(request, model.card, limits.resolve(model.card, len(prompts[0]), "messages"), bad_words),

@@ -91,7 +91,7 @@ async def prepare(request: CompletionRequest, model: LoadedModel, pool: TextPool
         return prompts, shown, encode_bad_words(tokenizer, request.bad_words)
 
     prompts, shown, bad_words = await pool.run(tokens)
-    grammar = await grammar_of(form_of(request), pool)
+    grammar = await grammar_of(form_of(request), model)
     return Generation(
         model=model,
         prompts=prompts,

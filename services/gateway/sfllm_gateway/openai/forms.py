@@ -25,13 +25,21 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
 
     type: str
     json_schema: JsonSchemaFormat | None = None
+    schema: Annotated[dict[str, Any], Meta(description="with json_object, as llama.cpp has it")] | None = None
 
 
 class StructuredOutputs(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """vLLM's way: one of these."""
+    """vLLM's way: one form, and what white space its JSON may have."""
 
     json: SchemaOrText | None = None
     regex: str | None = None
     choice: list[str] | None = None
     grammar: Annotated[str, Meta(description="Lark, or GBNF")] | None = None
     json_object: bool | None = None
+    whitespace_pattern: (
+        Annotated[str, Meta(description="what JSON may have between its parts, as a regular expression")]
+        | None
+    ) = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: Annotated[bool, Meta(description="only false")] | None = None
+    structural_tag: Annotated[str, Meta(description="not supported")] | None = None

@@ -6,42 +6,43 @@ so that nothing of a schema is ever ignored in silence.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, NamedTuple
 
-from llguidance import LLMatcher
-from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+import msgspec
 
-from sfllm.errors import ECHO_LIMIT_CHARACTERS, ErrorCode, ServiceError, quote
+from sfllm.errors import ErrorCode, ServiceError, quote
+from sfllm_gateway.grammar_jobs import Kind
+from sfllm_gateway.grammars import JSON_SPACE
+from sfllm_gateway.models import LoadedModel
 from sfllm_gateway.openai.body import bad_value
 from sfllm_gateway.openai.fields import SamplingFields, TextFields
-from sfllm_gateway.openai.forms import StructuredOutputs
-from sfllm_gateway.tokenize import TextPool
+from sfllm_gateway.openai.forms import ResponseFormat, StructuredOutputs
 
-MAX_GRAMMAR_CHARACTERS = 65_536
 MAX_CHOICES_OF_TEXT = 1024
 
-JSON_SPACE = r"( |\n {0,16})"
-"""Between the parts of JSON at most a space, or a line break with its indentation: a small model that may
-write as many spaces as it likes writes nothing else."""
+ANY_OBJECT = {"type": "object"}
 
-COMPILED_KEPT = 256
+Given = dict[str, Any] | list[str] | str | None
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Form(NamedTuple):
-    """A form that was asked for: its kind, its text, and the field that asked."""
+    """A form that was asked for: its kind, its text, and the field that asked.
 
-    kind: str
+    `whitespace` is what JSON may have between its parts, as a regular expression.
+    """
+
+    kind: Kind
     text: str
     param: str
+    whitespace: str = JSON_SPACE
 
 
 def form_of(fields: TextFields) -> Form | None:
     """The form of an answer, None for free text. Raises 400 or 501 for a wrong one or more than one."""
     forms = [
-        *_of_response_format(fields),
+        *_of_response_format(fields.response_format),
         *_of_structured_outputs(fields.structured_outputs),
         *_given("json", fields.guided_json, "guided_json"),
         *_given("regex", fields.guided_regex, "guided_regex"),
@@ -66,79 +67,27 @@ def check_form(forms: list[Form], fields: SamplingFields, path: str = "") -> For
     return forms[0]
 
 
-async def grammar_of(form: Form | None, pool: TextPool) -> str:
+async def grammar_of(form: Form | None, model: LoadedModel) -> str:
     """The grammar of a form, "" for none. Raises 400 naming the field for one that cannot be followed."""
-    return "" if form is None else await pool.run(lambda: compile_form(form))
+    return "" if form is None else await model.text.grammars.compile(*form)
 
 
-def compile_form(form: Form) -> str:
-    """As `grammar_of`, in this thread."""
-    if len(form.text) > MAX_GRAMMAR_CHARACTERS:
-        raise bad_value(form.param, f"more than {MAX_GRAMMAR_CHARACTERS} characters")
-    grammar, problem = _compiled(form.kind, form.text)
-    if problem:
-        raise bad_value(form.param, problem[:ECHO_LIMIT_CHARACTERS])
-    return grammar
-
-
-def json_lark(schema: dict[str, Any]) -> str:
-    """A value of that schema, as a part of a Lark grammar."""
-    return f"%json {json.dumps(_with_options(schema))}"
-
-
-@lru_cache(COMPILED_KEPT)
-def _compiled(kind: str, text: str) -> tuple[str, str]:
-    """The grammar, or why there is none. Bounded by what llguidance allows itself to compile."""
-    try:
-        grammar = _WRITERS[kind](text)
-    except (ValueError, RecursionError, GbnfToLarkError) as error:
-        return "", str(error) or type(error).__name__
-    except Exception as error:  # noqa: BLE001 - its parser of GBNF raises bare ones
-        return "", str(error)
-    return grammar, LLMatcher.validate_grammar(grammar).strip()
-
-
-def _of_json(text: str) -> str:
-    schema = json.loads(text)
-    if not isinstance(schema, dict):
-        raise ValueError("a schema is a JSON object")
-    return LLMatcher.grammar_from_json_schema(_with_options(schema))
-
-
-def _with_options(schema: dict[str, Any]) -> dict[str, Any]:
-    # A schema's own options could switch off that what is not enforced is refused.
-    return {**schema, "x-guidance": {"whitespace_pattern": JSON_SPACE}}
-
-
-def _of_choice(text: str) -> str:
-    # JSON's strings are Lark's.
-    return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, json.loads(text))))
-
-
-def _of_grammar(text: str) -> str:
-    return LLMatcher.grammar_from_lark(gbnf_to_lark(text) if "::=" in text else text)
-
-
-_WRITERS: dict[str, Callable[[str], str]] = {
-    "json": _of_json,
-    "regex": LLMatcher.grammar_from_regex,
-    "choice": _of_choice,
-    "grammar": _of_grammar,
-}
-
-
-def _of_response_format(fields: TextFields) -> list[Form]:
-    wanted = fields.response_format
-    if wanted is None or wanted.type == "text":
+def _of_response_format(wanted: ResponseFormat | None) -> list[Form]:
+    if wanted is None:
+        return []
+    if wanted.type not in {"text", "json_object", "json_schema"}:
+        raise _unsupported(
+            "response_format.type", f"text, json_object or json_schema is supported, not {quote(wanted.type)}"
+        )
+    for name, owner in (("json_schema", "json_schema"), ("schema", "json_object")):
+        if getattr(wanted, name) is not None and wanted.type != owner:
+            raise bad_value(f"response_format.{name}", f"only for the type {owner}")
+    if wanted.type == "text":
         return []
     if wanted.type == "json_object":
-        return [Form("json", '{"type":"object"}', "response_format")]
-    if wanted.type != "json_schema":
-        raise ServiceError(
-            ErrorCode.NOT_SUPPORTED,
-            f"response_format.type: text, json_object or json_schema is supported, not {quote(wanted.type)}",
-            param="response_format.type",
-        )
+        if wanted.schema is not None:
+            return _given("json", wanted.schema, "response_format.schema")
+        return _given("json", ANY_OBJECT, "response_format")
     if wanted.json_schema is None:
         raise bad_value("response_format.json_schema", "needed for the type json_schema")
     if wanted.json_schema.schema is None:
@@ -149,19 +98,37 @@ def _of_response_format(fields: TextFields) -> list[Form]:
 def _of_structured_outputs(wanted: StructuredOutputs | None) -> list[Form]:
     if wanted is None:
         return []
+    path = "structured_outputs"
+    if wanted.disable_additional_properties:
+        raise _unsupported(f"{path}.disable_additional_properties", "say so in the schema")
+    if wanted.structural_tag is not None:
+        raise _unsupported(f"{path}.structural_tag", "not supported; a grammar can say the same")
     forms = [
-        form
-        for kind in ("json", "regex", "choice", "grammar")
-        for form in _given(kind, getattr(wanted, kind), f"structured_outputs.{kind}")
+        *_given("json", wanted.json, f"{path}.json"),
+        *_given("regex", wanted.regex, f"{path}.regex"),
+        *_given("choice", wanted.choice, f"{path}.choice"),
+        *_given("grammar", wanted.grammar, f"{path}.grammar"),
+        *_given("json", ANY_OBJECT if wanted.json_object else None, f"{path}.json_object"),
     ]
-    if wanted.json_object:
-        forms.append(Form("json", '{"type":"object"}', "structured_outputs.json_object"))
     if not forms:
-        raise bad_value("structured_outputs", "give one of json, regex, choice, grammar or json_object")
-    return forms
+        raise bad_value(path, "give one of json, regex, choice, grammar or json_object")
+    return [_with_whitespace(form, wanted, path) for form in forms]
 
 
-def _given(kind: str, value: dict[str, Any] | list[str] | str | None, param: str) -> list[Form]:
+def _with_whitespace(form: Form, wanted: StructuredOutputs, path: str) -> Form:
+    """The form with the white space that was asked for, which only JSON has."""
+    pattern, none = wanted.whitespace_pattern, bool(wanted.disable_any_whitespace)
+    if pattern is None and not none:
+        return form
+    name = "disable_any_whitespace" if none else "whitespace_pattern"
+    if form.kind != "json":
+        raise bad_value(f"{path}.{name}", "only for json and json_object")
+    if pattern is not None and none:
+        raise bad_value(f"{path}.whitespace_pattern", "contradicts disable_any_whitespace")
+    return form._replace(whitespace="" if none else pattern or "")
+
+
+def _given(kind: Kind, value: Given, param: str) -> list[Form]:
     """The form that one field gives, if it does. Raises 400 for choices that are none."""
     if value is None:
         return []
@@ -170,7 +137,11 @@ def _given(kind: str, value: dict[str, Any] | list[str] | str | None, param: str
             raise bad_value(param, "needs choices, none of them empty")
         if len(value) > MAX_CHOICES_OF_TEXT:
             raise bad_value(param, f"at most {MAX_CHOICES_OF_TEXT} choices")
-    return [Form(kind, value if isinstance(value, str) else json.dumps(value), param)]
+    return [Form(kind, value if isinstance(value, str) else _encode(value).decode(), param)]
+
+
+def _unsupported(param: str, message: str) -> ServiceError:
+    return ServiceError(ErrorCode.NOT_SUPPORTED, f"{param}: {message}", param=param)
 
 
 def native_form(
