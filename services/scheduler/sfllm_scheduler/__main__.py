@@ -13,7 +13,10 @@ from sfllm import config, logs
 from sfllm.admin import AdminServer
 from sfllm.metrics import Metrics
 from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
+from sfllm.sockets import random_identity
+from sfllm.tracing import open_tracer
 from sfllm_scheduler.service import SchedulerService
+from sfllm_scheduler.traces import QueueSpans
 
 log = structlog.get_logger()
 
@@ -33,6 +36,20 @@ def main() -> int:
     if settings.lease_seconds <= settings.beat_seconds:
         log.error("--lease-seconds must be longer than --beat-seconds")
         return 2
+    try:
+        tracer = open_tracer(settings, "scheduler", random_identity(b"s-").decode())
+    except ValueError as error:
+        log.error(str(error))
+        return 2
+    try:
+        return _run(settings, None if tracer is None else QueueSpans(tracer))
+    finally:
+        if tracer is not None:
+            tracer.close()
+
+
+def _run(settings: SchedulerSettings, spans: QueueSpans | None) -> int:
+    """Serve until told to stop; the exit code."""
     stopping: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -44,7 +61,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, stop)
     metrics = Metrics(settings.metrics_prefix)
     try:
-        service = SchedulerService(settings, metrics)
+        service = SchedulerService(settings, metrics, spans=spans)
     except (zmq.ZMQError, OSError):
         return 1  # the service has said which address or file
     admin: AdminServer | None = None

@@ -10,6 +10,7 @@ import structlog
 
 from sfllm.bands import band_end
 from sfllm.metrics import REQUEST_LATENCY_BUCKETS, Metrics
+from sfllm.traceparent import log_fields
 from sfllm_scheduler.core.events import Field, Record
 from sfllm_scheduler.core.state import State
 
@@ -129,7 +130,7 @@ class Observer:
                 self._dropped.inc()
         level = _LEVELS.get(record.event, DEBUG)
         if level > DEBUG or self._debugs:
-            log.log(level, record.event.replace("_", " "), **fields)
+            log.log(level, record.event.replace("_", " "), **_shown(fields))
 
     def _measure_grant(self, fields: Mapping[str, Field]) -> None:
         self._spread.observe(_number(fields["spread"]))
@@ -173,6 +174,14 @@ class Observer:
         draining = sum(worker.draining for worker in state.workers.values())
         self._workers.labels("draining").set(draining)
         self._workers.labels("serving").set(len(state.workers) - draining)
+
+
+def _shown(fields: Mapping[str, Field]) -> Mapping[str, Field]:
+    """The fields as a log line has them, with the id of the trace in place of its header."""
+    if "traceparent" not in fields:
+        return fields
+    shown = dict(fields)
+    return shown | log_fields(str(shown["request_id"]), str(shown.pop("traceparent")))
 
 
 def _number(value: object) -> float:

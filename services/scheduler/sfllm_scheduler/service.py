@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 import zmq
 
-from sfllm.messages import ASSETS, GATEWAY_TO_SCHEDULER, WORKER_TO_SCHEDULER, Message, WorkerTokens
+from sfllm.messages import ASSETS, GATEWAY_TO_SCHEDULER, WORKER_TO_SCHEDULER, Grant, Message, WorkerTokens
 from sfllm.metrics import Metrics
 from sfllm.settings import SchedulerSettings
 from sfllm_scheduler.assets import AssetRelay
@@ -38,6 +38,7 @@ from sfllm_scheduler.core.state import PolicyValues
 from sfllm_scheduler.link import Link
 from sfllm_scheduler.observe import Observer
 from sfllm_scheduler.recorder import Recorder
+from sfllm_scheduler.traces import QueueSpans
 
 log = structlog.get_logger()
 
@@ -63,9 +64,14 @@ class SchedulerService:
     """
 
     def __init__(
-        self, settings: SchedulerSettings, metrics: Metrics, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: SchedulerSettings,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        spans: QueueSpans | None = None,
     ) -> None:
         self._clock = clock
+        self._spans = spans
         self._observer = Observer(metrics)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.epoch = secrets.randbits(62)
@@ -188,8 +194,12 @@ class SchedulerService:
             case ToWorker():
                 if not self.workers.send(action.peer, action.message, action.arrays):
                     return WorkerUnreachable(action.peer)
+                if self._spans is not None and isinstance(action.message, Grant):
+                    self._spans.granted(action.peer, action.message, now)
             case Record():
                 self._observer.record(action)
+                if self._spans is not None:
+                    self._spans.ended(action.event, action.fields, now)
             case NeedAssets():
                 self._relay.want(action.card)
             case ForgetGateway():

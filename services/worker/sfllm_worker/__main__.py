@@ -50,6 +50,8 @@ def main() -> int:
         code = worker.service.run()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)  # drained: it must not go off while the interpreter ends
+    if worker.tracer is not None:
+        worker.tracer.close()
     if worker.admin is not None:
         worker.admin.close()
     return code

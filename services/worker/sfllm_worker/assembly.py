@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
@@ -13,6 +13,7 @@ from sfllm.messages import Capacity, ModelCard, WorkerHello
 from sfllm.metrics import Metrics
 from sfllm.settings import WorkerSettings
 from sfllm.sockets import random_identity
+from sfllm.tracing import open_tracer
 from sfllm_worker.engine.interface import EngineInterface
 from sfllm_worker.graphs.figures import GraphFigures
 from sfllm_worker.link import SchedulerLink
@@ -21,7 +22,11 @@ from sfllm_worker.protocol import WorkerProtocol
 from sfllm_worker.schedulers import SchedulerChoice
 from sfllm_worker.service import WorkerService
 from sfllm_worker.telemetry import GpuTelemetry
+from sfllm_worker.traces import StageSpans
 from sfllm_worker.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from sfllm.otlp import Tracer
 
 _log = structlog.get_logger()
 
@@ -50,14 +55,15 @@ class Parts(NamedTuple):
 
 
 class Worker(NamedTuple):
-    """A worker that is ready to run, and its admin server if it has one."""
+    """A worker that is ready to run, and its admin server and tracer if it has them."""
 
     service: WorkerService
     admin: AdminServer | None
+    tracer: Tracer | None
 
 
 def assemble(settings: WorkerSettings, parts: Parts) -> Worker:
-    """Connect. Raises OSError when the admin port is taken."""
+    """Connect. Raises OSError when the admin port is taken, ValueError when it cannot trace."""
     engine, card = parts.engine, parts.card
     if settings.target_itl_ms is not None:
         engine.keep_within(settings.target_itl_ms / 1000)
@@ -67,6 +73,7 @@ def assemble(settings: WorkerSettings, parts: Parts) -> Worker:
         card=card,
         capacity=Capacity(engine.max_sequences, engine.kv_tokens, parts.step_tokens),
     )
+    tracer = open_tracer(settings, "worker", hello.worker_id)
     registry = Metrics(settings.metrics_prefix)
     metrics = WorkerMetrics(registry, card.name, hello.worker_id)
     for phase, seconds in parts.phases.items():
@@ -79,7 +86,7 @@ def assemble(settings: WorkerSettings, parts: Parts) -> Worker:
     metrics.state(engine)
     service = WorkerService(
         engine,
-        WorkerProtocol(engine, hello, settings.drain_seconds),
+        _protocol(engine, hello, settings.drain_seconds, tracer),
         SchedulerLink(settings.worker_address, settings.asset_address, identity, parts.assets),
         metrics,
         Watchdog(settings.step_timeout_seconds, parts.step_seconds),
@@ -98,4 +105,12 @@ def assemble(settings: WorkerSettings, parts: Parts) -> Worker:
         max_model_len=card.max_model_len,
         **{f"{phase}_seconds": round(seconds, 2) for phase, seconds in parts.phases.items()},
     )
-    return Worker(service, admin)
+    return Worker(service, admin, tracer)
+
+
+def _protocol(
+    engine: EngineInterface, hello: WorkerHello, drain_seconds: float, tracer: Tracer | None
+) -> WorkerProtocol:
+    if tracer is None:
+        return WorkerProtocol(engine, hello, drain_seconds)
+    return WorkerProtocol(engine, hello, drain_seconds, StageSpans(tracer, hello.worker_id).ended)

@@ -6,7 +6,7 @@ them into sequences to start and sequences to stop.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,7 +25,10 @@ class RequestKey(NamedTuple):
 
 @dataclass(eq=False)
 class HeldRequest:
-    """A request that this worker serves. `open_choices` have not finished; times are monotonic seconds."""
+    """A request that this worker serves. `open_choices` have not finished; times are monotonic seconds.
+
+    `traceparent` is as in `Submit`. `problem` is why it could not be served, set before it ends.
+    """
 
     key: RequestKey
     attempt: int
@@ -34,6 +37,8 @@ class HeldRequest:
     open_choices: set[int]
     queue_seconds: float
     granted_at: float
+    traceparent: str = ""
+    problem: str = ""
     sequences: dict[int, Sequence] = field(default_factory=dict)
     admitted_at: float | None = None
     first_token_at: float | None = None
@@ -49,11 +54,15 @@ class Stopped(NamedTuple):
 class Ledger:
     """Owner of the held requests. Invariant: a request is held exactly while a choice of it is open.
 
-    `digest` is that of all open choices, which beats carry.
+    `digest` is that of all open choices, which beats carry. `on_end` hears of each traced request that is
+    held no more; choices of it are open still if it was cancelled.
     """
 
-    def __init__(self, max_sequences: int) -> None:
+    def __init__(
+        self, max_sequences: int, on_end: Callable[[HeldRequest], None] = lambda _held: None
+    ) -> None:
         self._max_sequences = max_sequences
+        self._on_end = on_end
         self._held: dict[RequestKey, HeldRequest] = {}
         self.digest = 0
 
@@ -73,7 +82,8 @@ class Ledger:
 
     def clear(self) -> None:
         """Hold nothing any more."""
-        self._held.clear()
+        for held in self.held():
+            self._forget(held)
         self.digest = 0
 
     def accept(
@@ -94,6 +104,7 @@ class Ledger:
             open_choices=set(granted.choices),
             queue_seconds=granted.queue_seconds,
             granted_at=now,
+            traceparent=granted.traceparent,
         )
         for sequence in _sequences(key, granted, prompt, generated, self._max_sequences):
             held.sequences[sequence.choice] = sequence
@@ -115,7 +126,7 @@ class Ledger:
         self._toggle(held, choice)
         held.sequences.pop(choice, None)
         if not held.open_choices:
-            del self._held[held.key]
+            self._forget(held)
 
     def cancel(self, key: RequestKey, attempt: int, choice: int) -> Stopped:
         """Stop one choice or all of them, if the request is held at this attempt or an earlier one."""
@@ -127,7 +138,7 @@ class Ledger:
             stopped.sequences.extend(held.sequences.values())
             for open_choice in held.open_choices:
                 self._toggle(held, open_choice)
-            del self._held[key]
+            self._forget(held)
         elif choice in held.open_choices:
             self._cancel_choice(held, choice, stopped)
         return stopped
@@ -146,6 +157,11 @@ class Ledger:
         else:
             stopped.sequences.append(sequence)
         self.finish(held, choice)
+
+    def _forget(self, held: HeldRequest) -> None:
+        del self._held[held.key]
+        if held.traceparent:
+            self._on_end(held)
 
     def _toggle(self, held: HeldRequest, choice: int) -> None:
         """A choice became open, or is open no more."""

@@ -8,6 +8,8 @@ the next hello begins anew: gateways submit again what they still want.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import structlog
 
 from sfllm.errors import ErrorCode
@@ -30,6 +32,7 @@ from sfllm.messages import (
     WorkerUnknown,
     WorkerWelcome,
 )
+from sfllm.traceparent import log_fields
 from sfllm.wire import Array
 from sfllm_worker.engine.interface import EngineInterface, StepResult
 from sfllm_worker.feedback import Feedback
@@ -50,13 +53,20 @@ class WorkerProtocol:
     Invariants: `lease` is None exactly while the scheduler has not (again) welcomed this worker, and
     then nothing is held; every sequence in the engine belongs to a request in the ledger, and the
     other way round, but for the time between a step and its `publish`. Times are monotonic seconds.
+    `on_end` is as in `Ledger`.
     """
 
-    def __init__(self, engine: EngineInterface, hello: WorkerHello, drain_seconds: float = 30.0) -> None:
+    def __init__(
+        self,
+        engine: EngineInterface,
+        hello: WorkerHello,
+        drain_seconds: float = 30.0,
+        on_end: Callable[[HeldRequest], None] = lambda _held: None,
+    ) -> None:
         self._engine = engine
         self._hello = hello
         self._drain_seconds = drain_seconds
-        self._ledger = Ledger(engine.max_sequences)
+        self._ledger = Ledger(engine.max_sequences, on_end)
         self._feedback = Feedback(engine)
         self._outgoing: list[Outgoing | ClearOutbox] = []
         self._welcome: WorkerWelcome | None = None
@@ -312,10 +322,15 @@ class WorkerProtocol:
         token_lists = [sequence.tokens for sequence in sequences]
         problem = problem_of(granted, token_lists, self._engine, self._hello.card.vocab_size)
         if problem is not None:
+            held.problem = problem
             self._ledger.cancel(held.key, held.attempt, ALL_CHOICES)
             self._fault(held, ErrorCode.INVALID_REQUEST, problem, lease)
             return False
-        _log.debug("accepted", request_id=held.request_id, prompt_tokens=held.prompt_count)
+        _log.debug(
+            "accepted",
+            **log_fields(held.request_id, held.traceparent),
+            prompt_tokens=held.prompt_count,
+        )
         for sequence in sequences:
             self._engine.add(sequence)
         return True
@@ -332,7 +347,7 @@ class WorkerProtocol:
             self._cancel(held.key, held.attempt, ALL_CHOICES)
 
     def _fault(self, held: HeldRequest, code: ErrorCode, reason: str, lease: int) -> None:
-        _log.warning("request failed", request_id=held.request_id, reason=reason)
+        _log.warning("request failed", **log_fields(held.request_id, held.traceparent), reason=reason)
         self._send(WorkerFault(lease, *held.key, held.attempt, code.value, reason))
 
     def _send(self, message: Message, *arrays: Array) -> None:

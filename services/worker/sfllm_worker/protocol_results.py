@@ -65,10 +65,12 @@ def tell(result: StepResult, ledger: Ledger, lease: int, started: float, ended: 
         if _note(held := ledger.track(progress.sequence), progress, ended)
     ]
     messages += _tokens(result.progress, ledger, lease)
+    faulted = {end.held.key: _fault(end) for end in ends if end.progress.finish in _FAULTS}
+    for held, _code, reason in faulted.values():
+        held.problem = reason
     for held, progress in ends:
         ledger.finish(held, progress.sequence.choice)
     messages += [_finished(end, lease, ended) for end in ends if end.progress.finish not in _FAULTS]
-    faulted = {end.held.key: _fault(end) for end in ends if end.progress.finish in _FAULTS}
     return Told(messages, list(faulted.values()))
 
 

@@ -65,7 +65,7 @@ def answer_unknown_gateway(state: State, gateway: bytes) -> None:
 def _admit(state: State, key: Key, message: Submit, arrays: Sequence[Array], rank: Rank, now: float) -> None:
     check_shape(message, arrays)
     if message.crashes_alone >= CRASHES_ALONE_LIMIT:
-        state.record("quarantined", request_id=message.request_id)
+        state.record_request("quarantined", message)
         text = f"request {message.request_id} was alone on a worker at two crashes and is not tried again"
         raise RefusedError(ErrorCode.ENGINE_FAILURE, text)
     model = _model_of(state, message, now)
@@ -90,7 +90,7 @@ def _admit(state: State, key: Key, message: Submit, arrays: Sequence[Array], ran
     state.enqueue(request)
     state.deadlines.add(key, message.attempt, deadline)
     state.to_gateway(key.gateway, Admitted(message.handle, message.attempt))
-    state.record("admitted", request_id=message.request_id, attempt=message.attempt, tokens=request.tokens)
+    state.record_request("admitted", message, attempt=message.attempt, tokens=request.tokens)
 
 
 def _model_of(state: State, message: Submit, now: float) -> Model:

@@ -24,8 +24,9 @@ def cancel_choices(state: State, request: Request, choices: Iterable[int], reaso
     """End those of the choices that are open, and the request when none other is."""
     ending = [choice for choice in choices if choice in request.open]
     if len(ending) == len(request.open):
+        waited = _waited(request, now)
         state.end(request, now)
-        state.record("cancelled", request_id=request.submit.request_id, reason=reason[:200])
+        state.record_request("cancelled", request.submit, reason=reason[:200], **waited)
         return
     for choice in ending:
         state.close_choice(request, choice)
@@ -52,17 +53,29 @@ def reject(
     retry_after_seconds: float | None = None,
 ) -> None:
     """End a live request with an error, wherever it is."""
+    waited = _waited(request, now)
     state.end(request, now)
-    say_rejected(state, request.key, request.submit, code, message, retry_after_seconds)
+    say_rejected(state, request.key, request.submit, code, message, retry_after_seconds, **waited)
 
 
 def say_rejected(
-    state: State, key: Key, submit: Submit, code: ErrorCode, message: str, retry_after_seconds: float | None
+    state: State,
+    key: Key,
+    submit: Submit,
+    code: ErrorCode,
+    message: str,
+    retry_after_seconds: float | None,
+    **waited: float,
 ) -> None:
     """Tell a gateway that a request, which is in no table, has ended with an error."""
     rejected = Rejected(submit.handle, submit.attempt, code, message, retry_after_seconds)
     state.to_gateway(key.gateway, rejected)
-    state.record("rejected", request_id=submit.request_id[:200], reason=code, message=message)
+    state.record_request("rejected", submit, reason=code, message=message, **waited)
+
+
+def _waited(request: Request, now: float) -> dict[str, float]:
+    """For the record of its end: how long a request was in the queue that no worker has got."""
+    return {"waited_seconds": now - request.submitted} if request.worker is None else {}
 
 
 def interrupt(state: State, request: Request, cause: str, worker: str, now: float, suspects: int = 0) -> None:
@@ -73,4 +86,4 @@ def interrupt(state: State, request: Request, cause: str, worker: str, now: floa
     submit = request.submit
     message = Interrupted(submit.handle, submit.attempt, cause, worker, suspects)
     state.to_gateway(request.key.gateway, message)
-    state.record("interrupted", request_id=submit.request_id, cause=cause, worker=worker, suspects=suspects)
+    state.record_request("interrupted", submit, cause=cause, worker=worker, suspects=suspects)

@@ -55,7 +55,7 @@ def _recall_of(state: State, model: Model) -> None:
                 continue
             hold.recalled = True
             state.emit(ToWorker(worker.peer, Recall(worker.lease, *key.key, key.attempt)))
-            state.record("recalled", request_id=hold.request.submit.request_id, worker=worker.worker_id)
+            state.record_request("recalled", hold.request.submit, worker=worker.worker_id)
             taker = next(takers, None)
 
 

@@ -49,6 +49,7 @@ def check_shape(message: Submit, arrays: Sequence[Array]) -> None:
         and len(message.request_id) <= MAX_NAME_CHARACTERS
         and len(message.last_worker) <= MAX_NAME_CHARACTERS
         and len(message.tenant) <= MAX_NAME_CHARACTERS
+        and len(message.traceparent) <= MAX_NAME_CHARACTERS
     )
     if not sound:
         raise RefusedError(ErrorCode.INVALID_REQUEST, "the request contradicts itself (counts and arrays)")

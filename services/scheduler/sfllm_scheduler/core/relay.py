@@ -65,7 +65,7 @@ def finished(
         return
     request = state.release(worker, key)
     state.end(request, now)
-    state.record("finished", request_id=request.submit.request_id, reason=end.reason)
+    state.record_request("finished", request.submit, reason=end.reason)
 
 
 def returned(state: State, worker: Worker, message: WorkerReturned, now: float) -> None:
@@ -109,4 +109,4 @@ def fault(state: State, worker: Worker, message: WorkerFault, now: float) -> Non
     state.end(request, now)
     code = message.code if message.code in set(ErrorCode) else ErrorCode.ENGINE_FAILURE
     state.to_gateway(message.gateway, Rejected(message.handle, message.attempt, code, message.message))
-    state.record("rejected", request_id=request.submit.request_id, reason=code, message=message.message)
+    state.record_request("rejected", request.submit, reason=code, message=message.message)

@@ -174,4 +174,5 @@ def _granted(request: Request, now: float) -> GrantedRequest:
         queue_seconds=max(0.0, now - request.submitted),
         cache_salt=submit.cache_salt,
         prefix_count=len(request.prefixes),
+        traceparent=submit.traceparent,
     )

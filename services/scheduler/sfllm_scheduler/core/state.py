@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from sfllm.messages import ALL_CHOICES, Message, ModelCard, Models, ModelState, WorkerCancel
+from sfllm.messages import ALL_CHOICES, Message, ModelCard, Models, ModelState, Submit, WorkerCancel
 from sfllm.wire import Array
 from sfllm_scheduler.core.backlog import Backlog
 from sfllm_scheduler.core.cohorts import POLICIES
@@ -32,6 +32,7 @@ from sfllm_scheduler.core.workers import HoldKey, Worker
 
 MAX_MODELS = 256
 MAX_RECENT = 8192
+MAX_ID_CHARACTERS = 200
 
 
 class PolicyValues(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,6 +137,11 @@ class State:
     def record(self, event: Happening, **fields: Field) -> None:
         """Add a log line or measurement."""
         self.actions.append(Record(event, fields))
+
+    def record_request(self, event: Happening, submit: Submit, **fields: Field) -> None:
+        """Add a log line or measurement about a request."""
+        traced = {"traceparent": submit.traceparent} if submit.traceparent else {}
+        self.record(event, request_id=submit.request_id[:MAX_ID_CHARACTERS], **traced, **fields)
 
     def to_gateway(self, peer: bytes, message: Message, arrays: tuple[Array, ...] = ()) -> None:
         """Send to a gateway if it is known; what is for one that left needs no answer."""
