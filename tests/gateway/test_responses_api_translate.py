@@ -9,6 +9,7 @@ import pytest
 
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm_gateway.openai import chat
+from sfllm_gateway.openai.unbuilt import UNBUILT
 from sfllm_gateway.responses_api import fields
 from sfllm_gateway.responses_api.translate import Translation, translate
 
@@ -196,6 +197,21 @@ def test_logprobs_are_asked_for_by_either_field() -> None:
     counted = translated(top_logprobs=3).chat
     assert (counted.logprobs, counted.top_logprobs) == (True, 3)
     assert translated(include=["reasoning.encrypted_content"]).chat.logprobs is None
+
+
+def test_tools_that_may_not_be_called_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tools", "tool_choice"):
+        monkeypatch.delitem(UNBUILT, name, raising=False)
+    tools = [{"type": "function", "name": name, "parameters": {}, "strict": True} for name in ("a", "b")]
+    allowed = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "b"}]}
+    found = translated(tools=tools, tool_choice=allowed)
+    function = {"name": "b", "parameters": {}, "strict": True}
+    assert msgspec.to_builtins(found.chat.tools) == [{"type": "function", "function": function}]
+    where = "tools[0].function.parameters"
+    error = found.renamed(ServiceError(ErrorCode.INVALID_REQUEST, f"{where}: bad", param=where))
+    assert (error.param, error.message) == ("tools[1].parameters", "tools[1].parameters: bad")
+    allowed["tools"] = [{"type": "function", "name": "c"}]
+    assert refusal(tools=tools, tool_choice=allowed).param == "tool_choice.tools[0].name"
 
 
 @pytest.mark.parametrize(
