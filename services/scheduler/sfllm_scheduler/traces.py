@@ -9,7 +9,7 @@ from sfllm.messages import Grant
 from sfllm_scheduler.core.events import Field
 
 if TYPE_CHECKING:
-    from sfllm.otlp import Tracer
+    from sfllm.otlp import Attributes, Tracer
 
 
 class QueueSpans:
@@ -22,15 +22,14 @@ class QueueSpans:
         """A worker, whose routing id is its name, has been sent these requests."""
         for request in grant.requests:
             if request.traceparent:
-                attributes = {
+                attributes: Attributes = {
                     "sfllm.request_id": request.request_id,
                     "sfllm.attempt": request.attempt,
                     "sfllm.worker": worker.decode("ascii", "replace"),
                     "sfllm.cohort_requests": len(grant.requests),
                 }
-                self._tracer.record(
-                    "queue", request.traceparent, now - request.queue_seconds, now, attributes
-                )
+                started = now - request.queue_seconds
+                self._tracer.record("queue", request.traceparent, started, now, attributes)
 
     def ended(self, event: str, fields: Mapping[str, Field], now: float) -> None:
         """A request ended, as the core's record says. It has a span of its own already if it was granted."""

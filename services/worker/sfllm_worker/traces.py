@@ -19,7 +19,7 @@ class StageSpans:
         self._worker_id = worker_id
 
     def ended(self, held: HeldRequest) -> None:
-        """A request ended just now, in whatever way. The stage that it was in is the one that may have failed.
+        """A request ended just now, in whatever way; a problem was that of the stage that it was in.
 
         Choices of a request share its stages: prefill ends with the first token of any of them.
         """
@@ -38,6 +38,6 @@ class StageSpans:
             "sfllm.prompt_tokens": held.prompt_count,
             "sfllm.end": "cancelled" if held.open_choices and not held.problem else "finished",
         }
-        for (name, started), ended in zip(stages, ends, strict=True):
-            problem = held.problem if ended == now else ""
+        problems = [*("" for _ in stages[1:]), held.problem]
+        for (name, started), ended, problem in zip(stages, ends, problems, strict=True):
             self._tracer.record(name, held.traceparent, started, ended, attributes, problem)
