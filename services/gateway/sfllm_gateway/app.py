@@ -36,6 +36,7 @@ from sfllm_gateway.responses_api import stored
 from sfllm_gateway.serving import serve_generation
 from sfllm_gateway.tenant import KeyCheck
 from sfllm_gateway.text_api import DetokenizeRequest, TokenizeRequest
+from sfllm_gateway.traces import begin_trace
 from sfllm_gateway.version import VERSION
 
 METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
@@ -253,6 +254,7 @@ class HttpFront:
         """Serve one HTTP request."""
         scope.setdefault("state", {})["request_id"] = _client_id(scope) or secrets.token_hex(16)
         scope["state"]["connection"] = send
+        trace = scope["state"]["trace"] = begin_trace(self._state.tracer, scope)
         status = 0
 
         async def counted_send(message: Message) -> None:
@@ -275,6 +277,8 @@ class HttpFront:
             method = scope["method"] if scope["method"] in METHODS else "other"
             handler = getattr(route, "path", "unmatched")
             self._state.metrics.http_requests.labels(method, str(status), handler).inc()
+            if trace is not None:
+                trace.ended(status)
 
     def _farewell(self) -> Headers:
         """A gateway that leaves tells each client to come back on another connection."""
@@ -297,6 +301,9 @@ def _client_id(scope: Scope) -> str | None:
 async def _answer_failure(request: Request, error: Exception) -> Response:
     """Whatever was raised, as an answer in the one shape."""
     failure = as_service_error(error, request.scope["state"]["request_id"])
+    trace = request.scope["state"]["trace"]
+    if trace is not None:
+        trace.failed(failure)
     status, lines, body = error_answer(request.scope, failure)
     headers = {name.decode(): value.decode() for name, value in lines}
     if isinstance(error, HTTPException) and error.headers:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -33,6 +33,9 @@ from sfllm_gateway.responses_api.fields import ResponsesRequest
 from sfllm_gateway.session import Session
 from sfllm_gateway.tokenize import TextPool
 
+if TYPE_CHECKING:
+    from sfllm.otlp import Tracer
+
 
 class GatewayState:
     """What the endpoints of one gateway process share."""
@@ -45,8 +48,10 @@ class GatewayState:
         changes: Changes,
         metrics: GatewayMetrics,
         pool: TextPool,
+        tracer: Tracer | None = None,
     ) -> None:
         self.settings = settings
+        self.tracer = tracer
         self.links = links
         self.registry = registry
         self.changes = changes

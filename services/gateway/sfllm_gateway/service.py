@@ -9,6 +9,7 @@ from sfllm.admin import AdminServer
 from sfllm.metrics import Metrics
 from sfllm.settings import GatewaySettings
 from sfllm.sockets import random_identity
+from sfllm.tracing import open_tracer
 from sfllm_gateway import app
 from sfllm_gateway.assets import AssetLinks
 from sfllm_gateway.changes import Changes
@@ -28,15 +29,17 @@ log = structlog.get_logger()
 async def serve(settings: GatewaySettings) -> None:
     """Run a gateway until SIGTERM or SIGINT, then finish what is open and leave.
 
-    Raises OSError or ValueError for a port, a certificate or a file of keys that cannot be used.
+    Raises OSError or ValueError for a port, a certificate or a file of keys that cannot be used, and for
+    traces that nothing is installed for.
     """
+    identity = random_identity(b"g-")
+    tracer = open_tracer(settings, "gateway", identity.decode())
     keys = ApiKeys(settings.api_key, settings.api_key_file)
     check_certificate(settings)
     listener = listen(settings.host, settings.port)
     if not keys.needed:
         log.info("no API keys are set: whoever reaches this port may use it")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    identity = random_identity(b"g-")
     metrics = GatewayMetrics(Metrics(settings.metrics_prefix))
     pool = TextPool()
     assets = AssetLinks(context, settings.asset_address, identity)
@@ -49,7 +52,7 @@ async def serve(settings: GatewaySettings) -> None:
         *(context, settings.gateway_address, identity),
         *(registry.update, changes.tell, settings.max_attempts),
     )
-    state = GatewayState(settings, links, registry, changes, metrics, pool)
+    state = GatewayState(settings, links, registry, changes, metrics, pool, tracer)
     probe = LoopDelayProbe(metrics)
     admin = None
     try:
@@ -75,4 +78,6 @@ async def serve(settings: GatewaySettings) -> None:
         if admin is not None:
             admin.close()
         context.term()
+        if tracer is not None:
+            tracer.close()
         log.info("gateway stopped")

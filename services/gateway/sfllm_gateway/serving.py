@@ -19,6 +19,7 @@ from sfllm_gateway.idempotency import KEY_HEADER, Attempt, attempt_of
 from sfllm_gateway.idempotency_store import Recorder, replay
 from sfllm_gateway.openai.body import MAX_IGNORED_NAMES, bad_value
 from sfllm_gateway.session import Session, SessionContext
+from sfllm_gateway.traces import RequestTrace
 
 log = structlog.get_logger()
 
@@ -92,13 +93,18 @@ class _Work(NamedTuple):
 async def _generate(state: GatewayState, work: _Work, scope: Scope, send: Send) -> None:
     endpoint, request, client = work.endpoint, work.request, work.client
     model = await client.wait_for(state.model_to_serve(request.model))
+    began = time.monotonic()
     generation = await client.wait_for(endpoint.prepare(request, model, state.pool))
+    prepared = time.monotonic()
     generation = generation._replace(tenant=scope["state"]["tenant"])
     request_id = scope["state"]["request_id"]
     name = request_id
     if work.attempt is not None:
         generation, name = work.attempt.seeded(generation), work.attempt.name
     answer = endpoint.answer(request, generation, endpoint.id_prefix + name, work.arrived)
+    trace: RequestTrace | None = scope["state"]["trace"]
+    if trace is not None:
+        trace.prepared(request.model, generation, endpoint.id_prefix + name, began, prepared)
     log.debug("request accepted", request_id=request_id)
     if not generation.needs_worker:
         await answer_echo(generation, answer, send, work.headers)
@@ -106,7 +112,7 @@ async def _generate(state: GatewayState, work: _Work, scope: Scope, send: Send) 
     await client.wait_for(state.model_to_serve(model.card.name))  # tokenizing took a while
     abort = scope["extensions"][ABORT]["abort"]
     context = SessionContext(state.links, state.metrics, state.settings)
-    session = Session(context, generation, answer, request_id, work.arrived, abort)
+    session = Session(context, generation, answer, request_id, work.arrived, abort, trace)
     work.share.exchange(generation)
     state.sessions.add(session)
     try:

@@ -34,6 +34,7 @@ from sfllm_gateway.meter import RequestMeter
 from sfllm_gateway.metrics import GatewayMetrics
 from sfllm_gateway.stream import Request
 from sfllm_gateway.streams import DEADLINE_GRACE_SECONDS, OpenStream
+from sfllm_gateway.traces import RequestTrace
 
 WRITE_TOKENS = 4096
 """Tokens, those reported with log probabilities included, that are made into text at once. A client that
@@ -64,6 +65,7 @@ class Session:
         request_id: str,
         arrived: float,
         abort: Callable[[], None],
+        trace: RequestTrace | None = None,
     ) -> None:
         self._links, metrics, self._settings = context
         self._meter = RequestMeter(metrics, generation.model.card.name, request_id, arrived)
@@ -80,6 +82,7 @@ class Session:
         self._quiet_since = time.monotonic()
         self._sending_since: float | None = None
         self._abort = abort
+        self._trace = trace
 
     async def run(self, client: Client, send: Send, headers: Headers = ()) -> None:
         """Serve the request. Raises `ServiceError` if it failed before anything was sent."""
@@ -156,6 +159,7 @@ class Session:
                 generation.priority,
                 generation.cache_salt,
                 generation.tenant,
+                "" if self._trace is None else self._trace.traceparent,
             )
             opened = self._links.open(request, deadline, self._wake)
             self._opened.append(opened)
@@ -199,6 +203,8 @@ class Session:
                 self._turn = (choice.index + 1) % len(self._choices)
                 self._awake = True
                 break
+        if news and self._trace is not None:
+            self._trace.made_text(now, time.monotonic())
         return news
 
     def _usage(self) -> Usage:
@@ -235,7 +241,10 @@ class Session:
         except ClientGoneError:
             raise
         except Exception as error:  # noqa: BLE001 - a stream that began ends in the agreed way
-            end = self._answer.failed(as_service_error(error, self._request_id))
+            failure = as_service_error(error, self._request_id)
+            if self._trace is not None:
+                self._trace.failed(failure)
+            end = self._answer.failed(failure)
         await self._write(end, more=False)
 
     async def _write(self, body: bytes, more: bool = True) -> None:
@@ -280,6 +289,9 @@ class Session:
             [message.timings for message in finished if message is not None],
             migrations=sum(opened.stream.migrations for opened in self._opened),
         )
+        if self._trace is not None:
+            lost = [attempt for opened in self._opened for attempt in opened.lost]
+            self._trace.generated(self._usage(), reasons, lost)
 
     def _failure_kind(self) -> str:
         return "abort" if isinstance(self._failure, ClientGoneError) else "error"

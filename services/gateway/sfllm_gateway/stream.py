@@ -42,7 +42,7 @@ RESEND_SECONDS = 2.0
 class Request(NamedTuple):
     """What to generate: one prompt, `n` choices. `prompt` holds token ids (array code "I").
 
-    `tenant` names who asks, as `Submit` does.
+    `tenant` names who asks, and `traceparent` where spans belong, as `Submit` does.
     """
 
     request_id: str
@@ -53,6 +53,7 @@ class Request(NamedTuple):
     priority: int = 0
     cache_salt: str = ""
     tenant: str = ""
+    traceparent: str = ""
 
 
 class Outgoing(NamedTuple):
@@ -146,6 +147,7 @@ class Stream:
             suspects=self._suspects,
             crashes_alone=self._crashes_alone,
             tenant=self.request.tenant,
+            traceparent=self.request.traceparent,
         )
         return Outgoing(message, (memoryview(self.request.prompt), memoryview(so_far), self._prefixes))
 

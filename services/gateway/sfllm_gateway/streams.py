@@ -10,7 +10,9 @@ digest of the choices that are open here, and the scheduler asks for the list wh
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from sfllm import wire
 from sfllm.errors import ErrorCode, ServiceError
@@ -33,6 +35,7 @@ from sfllm.messages import (
     Tokens,
 )
 from sfllm.token_batch import Logprobs, rows
+from sfllm.traceparent import log_fields
 from sfllm_gateway.held import HeldChoices
 from sfllm_gateway.stream import Gap, Outgoing, Request, Stream
 
@@ -45,6 +48,9 @@ DEADLINE_GRACE_SECONDS = 1.0
 """The scheduler ends what is late; after so long the gateway does it alone."""
 
 
+MAX_LOST = 16
+
+
 class ClearOutbox:
     """Goes out in place of a message: forget what still waits for the scheduler, which is gone."""
 
@@ -52,14 +58,27 @@ class ClearOutbox:
 CLEAR_OUTBOX = ClearOutbox()
 
 
+class LostAttempt(NamedTuple):
+    """An attempt that another had to follow: which, why, and from when to when (the table's seconds)."""
+
+    attempt: int
+    cause: str
+    started: float
+    ended: float
+
+
 class OpenStream:
     """A stream in the table, with what the table must remember of it. `wake` is called after each change.
 
     `deadline` and `opened_at` are seconds on the table's clock. `restart_due`: tokens are missing, and
-    from `restart_from` on it may begin another attempt because of that.
+    from `restart_from` on it may begin another attempt because of that. `lost` are its last lost attempts,
+    if it is traced.
     """
 
-    __slots__ = ("deadline", "opened_at", "restart_due", "restart_from", "stream", "submitted_at", "wake")
+    __slots__ = (
+        *("deadline", "lost", "opened_at", "restart_due", "restart_from"),
+        *("stream", "submitted_at", "wake"),
+    )
 
     def __init__(self, stream: Stream, deadline: float, now: float, wake: Callable[[], None]) -> None:
         self.stream = stream
@@ -67,6 +86,7 @@ class OpenStream:
         self.wake = wake
         self.opened_at = self.submitted_at = self.restart_from = now
         self.restart_due = False
+        self.lost: deque[LostAttempt] = deque(maxlen=MAX_LOST)
 
 
 class StreamTable:
@@ -249,7 +269,8 @@ class StreamTable:
             elif gap is Gap.RESTART:
                 self._restart(opened, now)
             elif self.connected:
-                self._note("tokens are missing", {"request_id": stream.request.request_id})
+                fields = log_fields(stream.request.request_id, stream.request.traceparent)
+                self._note("tokens are missing", {**fields})
                 self._send(stream.resend(row.choice, now))
 
     def _take_prompt_logprobs(
@@ -324,11 +345,11 @@ class StreamTable:
     def _submit_next(self, opened: OpenStream, cause: str, now: float) -> None:
         """Submit the attempt that a stream has just gone on to, of which nothing is missing yet."""
         opened.restart_due = False
-        stream = opened.stream
-        self._note(
-            "submitting again",
-            {"request_id": stream.request.request_id, "attempt": stream.attempt, "cause": cause},
-        )
+        stream, request = opened.stream, opened.stream.request
+        fields = log_fields(request.request_id, request.traceparent)
+        self._note("submitting again", {**fields, "attempt": stream.attempt, "cause": cause})
+        if request.traceparent:
+            opened.lost.append(LostAttempt(stream.attempt - 1, cause, opened.submitted_at, now))
         self._submit(opened, now)
 
     def _changed(self, opened: OpenStream) -> None:
