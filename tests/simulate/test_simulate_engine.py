@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from sfllm.batch_sizing import BatchSizing
 from sfllm.messages import Sampling
 from sfllm.prefixes import CHUNK_TOKENS
 from sfllm.step_curve import StepCurve
@@ -16,7 +17,6 @@ from sfllm_cli.simulate.engine import ModelledEngine
 from sfllm_cli.simulate.profiles import Profile
 from sfllm_cli.simulate.sizing import Sizing
 from sfllm_cli.simulate.work import Work
-from sfllm_worker.engine.batch_sizing import BatchSizing
 from sfllm_worker.engine.planner import Limits, Planner
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.kv.block_pool import BlockPool

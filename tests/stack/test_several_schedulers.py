@@ -17,7 +17,7 @@ from chaos.layout import FleetOptions
 from chaos.service import Service
 from short_streams import completion
 
-from sfllm_worker.schedulers import ranked
+from sfllm.rendezvous import ranked
 
 SECONDS = 120.0
 CLIENTS = 6

@@ -5,6 +5,7 @@ import random
 import pytest
 from protocol_driver import GATEWAY, LEASE, STEP_SECONDS, Driver, joined, mock_engine
 
+from sfllm.batch_sizing import LEAST_PREFILL_TOKENS
 from sfllm.messages import (
     Grant,
     GrantedRequest,
@@ -19,7 +20,6 @@ from sfllm.messages import (
 from sfllm.prefixes import prefix_names
 from sfllm.step_curve import StepCurve
 from sfllm.wire import as_array
-from sfllm_worker.engine.batch_sizing import LEAST_PREFILL_TOKENS
 from sfllm_worker.mock.engine import MockEngine
 from sfllm_worker.protocol_results import Outgoing
 

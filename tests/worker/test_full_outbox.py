@@ -22,12 +22,12 @@ from sfllm.messages import (
     WorkerWelcome,
 )
 from sfllm.metrics import Metrics
+from sfllm.scheduler_choice import SchedulerChoice
 from sfllm.sockets import OutboxFullError, RouterLink
 from sfllm.wire import Array, as_array
 from sfllm_worker.link import SchedulerLink
 from sfllm_worker.metrics import WorkerMetrics
 from sfllm_worker.protocol import WorkerProtocol
-from sfllm_worker.schedulers import SchedulerChoice
 from sfllm_worker.service import WorkerService
 from sfllm_worker.watchdog import Watchdog
 

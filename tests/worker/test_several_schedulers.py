@@ -32,9 +32,9 @@ from sfllm.messages import (
     WorkerUnknown,
     WorkerWelcome,
 )
+from sfllm.rendezvous import ranked
 from sfllm.sockets import RouterLink
 from sfllm.wire import as_array
-from sfllm_worker.schedulers import ranked
 
 MOVE_SECONDS = 90.0
 """Far longer than any worker waits before it moves to a scheduler that is there."""

@@ -14,8 +14,9 @@ from functools import partial
 
 from sfllm import wire
 from sfllm.messages import Asset, Interrupted, Message, Models, ModelState
+from sfllm.rendezvous import Candidate, choose
 from sfllm_gateway.model_merge import ModelMerge
-from sfllm_gateway.schedulers import Candidate, choose, routing_key
+from sfllm_gateway.schedulers import routing_key
 from sfllm_gateway.stream import Outgoing, Request
 from sfllm_gateway.streams import ClearOutbox, OpenStream, StreamTable, unreachable
 

@@ -11,6 +11,7 @@ import structlog
 from sfllm.admin import AdminServer
 from sfllm.messages import Capacity, ModelCard, WorkerHello
 from sfllm.metrics import Metrics
+from sfllm.scheduler_choice import SchedulerChoice
 from sfllm.settings import WorkerSettings
 from sfllm.sockets import random_identity
 from sfllm.tracing import open_tracer
@@ -19,7 +20,6 @@ from sfllm_worker.graphs.figures import GraphFigures
 from sfllm_worker.link import SchedulerLink
 from sfllm_worker.metrics import WorkerMetrics
 from sfllm_worker.protocol import WorkerProtocol
-from sfllm_worker.schedulers import SchedulerChoice
 from sfllm_worker.service import WorkerService
 from sfllm_worker.telemetry import GpuTelemetry
 from sfllm_worker.traces import StageSpans

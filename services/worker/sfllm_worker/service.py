@@ -10,6 +10,7 @@ import time
 
 import structlog
 
+from sfllm.scheduler_choice import SchedulerChoice
 from sfllm.sockets import RECONNECT_SECONDS, OutboxFullError
 from sfllm_worker.beats import Beater
 from sfllm_worker.engine.interface import EngineInterface
@@ -17,7 +18,6 @@ from sfllm_worker.link import SchedulerLink
 from sfllm_worker.metrics import WorkerMetrics
 from sfllm_worker.protocol import WorkerProtocol
 from sfllm_worker.protocol_results import Outgoing
-from sfllm_worker.schedulers import SchedulerChoice
 from sfllm_worker.watchdog import Watchdog
 
 _log = structlog.get_logger()

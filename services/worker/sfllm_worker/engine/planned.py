@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from typing import NamedTuple
 
+from sfllm.batch_sizing import BatchSizing
 from sfllm.messages import Sampling
 from sfllm.step_curve import StepCurve
 from sfllm.token_batch import Logprobs
-from sfllm_worker.engine.batch_sizing import BatchSizing
 from sfllm_worker.engine.interface import Progress, StepShape
 from sfllm_worker.engine.planner import Limits, Planner, Row, StepPlan
 from sfllm_worker.engine.sequence import Sequence

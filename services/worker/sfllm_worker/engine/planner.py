@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from sfllm_worker.engine.batch_sizing import BatchSizing
+from sfllm.batch_sizing import BatchSizing
 from sfllm_worker.engine.prefixes import Prefixes
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.kv.block_pool import BlockPool

@@ -7,7 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sfllm_worker.schedulers import (
+from sfllm.rendezvous import ranked
+from sfllm.scheduler_choice import (
     LONGEST_PROBE_SECONDS,
     LONGEST_STEADY_SECONDS,
     MISSED_PROBES,
@@ -15,7 +16,6 @@ from sfllm_worker.schedulers import (
     STEADY_SECONDS,
     WELCOME_SECONDS,
     SchedulerChoice,
-    ranked,
 )
 
 ADDRESSES = ["tcp://a:1", "tcp://b:1", "tcp://c:1"]

@@ -1,8 +1,8 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from sfllm.batch_sizing import LEAST_PREFILL_TOKENS, TOLERANCE, BatchSizing
 from sfllm.step_curve import StepCurve
-from sfllm_worker.engine.batch_sizing import LEAST_PREFILL_TOKENS, TOLERANCE, BatchSizing
 
 CURVE = StepCurve(0.005, 0.0001, 0.0005, 1e-6)
 PART_OF_A_TOKEN = CURVE.per_context_token

@@ -18,18 +18,19 @@ TOLERANCE = 0.125
 class BatchSizing:
     """The sizes that keep a step within `target_seconds`. Until steps were measured nothing is held back.
 
+    `curve` is what steps take, None until that is known.
     Invariant: 1 <= `sequences` <= the most that the engine takes.
     """
 
     def __init__(self, target_seconds: float, most_sequences: int) -> None:
         self.sequences = most_sequences
+        self.curve: StepCurve | None = None
         self._target = target_seconds
         self._most = most_sequences
-        self._curve: StepCurve | None = None
 
     def follow(self, curve: StepCurve, mean_context: float) -> None:
         """Steps take this now, and sequences are about so long."""
-        self._curve = curve
+        self.curve = curve
         each = curve.per_decode_row + curve.per_context_token * mean_context
         fitting = max(1, _fitting(self._target - curve.base_seconds, each, self._most))
         if abs(fitting - self.sequences) > TOLERANCE * self.sequences or fitting == self._most:
@@ -37,7 +38,7 @@ class BatchSizing:
 
     def prefill_tokens(self, most: int, rows: int, context_tokens: int) -> int:
         """How many prompt tokens may be in a step beside so many decodes: `most` if there are none."""
-        curve = self._curve
+        curve = self.curve
         if not rows or curve is None:
             return most
         left = self._target - curve.seconds(0, rows, context_tokens)

@@ -1,18 +1,18 @@
 """Which of several schedulers a worker belongs to. Pure: answers and times come in, a choice comes out.
 
-Each worker ranks the schedulers by rendezvous hashing of its id and their addresses (Thaler and Ravishankar
-1998, "Using name-based mappings to increase hit rates"), so that workers spread without talking to each
-other, and when a scheduler goes only its own workers move. A worker tries them in that order, and moves to
-a better one that is back. It asks the others now and then whether they are there; one must have answered
-every time, without a restart in between, for a while before the worker moves there. That while is longer
-for each time that the worker lost that scheduler, and differs from worker to worker: a scheduler that comes
-and goes is not followed each time, and workers do not all drain at once.
+Each worker ranks the schedulers by rendezvous hashing of its id and their addresses (`sfllm.rendezvous`). It
+tries them in that order, and moves to a better one that is back. It asks the others now and then whether they
+are there; one must have answered every time, without a restart in between, for a while before the worker
+moves there. That while is longer for each time that the worker lost that scheduler, and differs from worker
+to worker: a scheduler that comes and goes is not followed each time, and workers do not all drain at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
+
+from sfllm.rendezvous import member_key, ranked
 
 PROBE_SECONDS = 1.0
 """How often a scheduler that answers is asked whether it is still there."""
@@ -34,15 +34,6 @@ LONGEST_STEADY_SECONDS = 300.0
 """The same after many losses; a worker that was there for so long forgets earlier losses."""
 
 
-def ranked(worker_id: str, addresses: Sequence[str]) -> list[int]:
-    """The positions of `addresses`, first the one that this worker should belong to."""
-
-    def score(index: int) -> bytes:
-        return blake2b(addresses[index].encode(), key=_key(worker_id), digest_size=16).digest()
-
-    return sorted(range(len(addresses)), key=score, reverse=True)
-
-
 class SchedulerChoice:
     """What one worker knows of its schedulers, which are named by their position in `addresses`.
 
@@ -56,7 +47,7 @@ class SchedulerChoice:
         self._joined_at: float | None = None
         self._trying_since = now
         self._others = [_Other(now) for _ in addresses]
-        spread = blake2b(b"patience", key=_key(worker_id), digest_size=1).digest()[0] / 256
+        spread = blake2b(b"patience", key=member_key(worker_id), digest_size=1).digest()[0] / 256
         self._first_patience = STEADY_SECONDS * (1 + 2 * spread)
         self._patience = [self._first_patience] * len(addresses)
 
@@ -146,7 +137,3 @@ class _Other:
         self._unanswered = 0
         self._interval = PROBE_SECONDS
         self.ask_at = now + PROBE_SECONDS
-
-
-def _key(worker_id: str) -> bytes:
-    return blake2b(worker_id.encode()).digest()
