@@ -12,10 +12,8 @@ from hypothesis import strategies as st
 from sfllm.batch_sizing import BatchSizing
 from sfllm.messages import Sampling
 from sfllm.prefixes import CHUNK_TOKENS
-from sfllm.step_curve import StepCurve
 from sfllm_cli.simulate.engine import ModelledEngine
 from sfllm_cli.simulate.profiles import Profile
-from sfllm_cli.simulate.sizing import Sizing
 from sfllm_cli.simulate.work import Work
 from sfllm_worker.engine.planner import Limits, Planner
 from sfllm_worker.engine.sequence import Sequence
@@ -135,7 +133,8 @@ class Model:
         self.case = case
         self.engine = ModelledEngine(profile(case))
         self.engine.shortest_first = case.shortest_first
-        self.engine.sizing.follow(profile(case).curve, 1.0, 0.0)
+        if self.engine.sizing is not None:
+            self.engine.sizing.follow(profile(case).curve, 0.0)
 
     def add(self, number: int) -> None:
         prompt = self.case.prompts[number]
@@ -258,25 +257,3 @@ def test_a_removed_request_leaves_nothing_behind() -> None:
         engine.check_integrity()
     assert engine.plan() is None
     assert engine.free_tokens == 100 * CHUNK_TOKENS
-
-
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(
-    target=st.floats(0.001, 0.2),
-    context=st.floats(0, 5000),
-    most=st.integers(1, 256),
-    rows=st.integers(0, 64),
-    budget=st.integers(1, 2048),
-)
-def test_steps_are_sized_as_a_worker_sizes_them(
-    target: float, context: float, most: int, rows: int, budget: int
-) -> None:
-    curve = StepCurve(0.005, 0.00003, 0.0004, 0.0000005)
-    real, model = BatchSizing(target, most), Sizing(target, most)
-    for mean in (context, context / 2, context * 1.05):
-        real.follow(curve, mean)
-        model.follow(curve, 1.0, mean)
-        assert model.sequences == real.sequences
-    assert model.prefill_tokens(curve, 1.0, budget, rows, rows * 100) == real.prefill_tokens(
-        budget, rows, rows * 100
-    )

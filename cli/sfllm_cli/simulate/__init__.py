@@ -1,7 +1,7 @@
 """`sfllm simulate`: the scheduler's own core over modelled workers, in virtual time.
 
 workload.py    who asks for what, and when        profiles.py   what a worker is and how fast
-engine.py      a worker's steps                   sharing.py, sizing.py   how large they are
+engine.py      a worker's steps                   sharing.py    how they are shared out
 blocks.py      its cache                          prefix_cache.py   the beginnings that it still has
 worker.py      its side of the protocol           gateways.py   theirs, and each request's times
 scheduler.py   the core and its turns             world.py      everything together, and faults

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from operator import attrgetter
 
+from sfllm.batch_sizing import BatchSizing
 from sfllm.prefixes import CHUNK_TOKENS
+from sfllm.step_curve import StepCurve
 from sfllm_cli.simulate.blocks import Blocks
 from sfllm_cli.simulate.profiles import Profile
 from sfllm_cli.simulate.sharing import has_room, share_out
-from sfllm_cli.simulate.sizing import Sizing
 from sfllm_cli.simulate.work import Key, Plan, Work
 
 _turn = attrgetter("turn")
@@ -24,22 +25,33 @@ _turn = attrgetter("turn")
 class ModelledEngine:
     """Owner of a worker's sequences: waiting, being prefilled (in the order of admission), decoding."""
 
-    def __init__(self, profile: Profile, slowness: float = 1.0) -> None:
-        self.slowness = slowness
+    def __init__(self, profile: Profile) -> None:
         self.shortest_first = False
         self.blocks = Blocks(profile.kv_blocks, profile.block_size)
-        self.sizing = Sizing(profile.target_itl_seconds, profile.slots)
+        self.sizing: BatchSizing | None = None
+        if profile.target_itl_seconds is not None:
+            self.sizing = BatchSizing(profile.target_itl_seconds, profile.slots)
         self.preempted = 0
         self.queried_tokens = self.hit_tokens = 0
         self.steps = 0
         self._profile = profile
-        self._curve = profile.curve
+        self._take(profile.curve)
         self._waiting: deque[Work] = deque()
         self._prefilling: list[Work] = []
         self._decoding: dict[Key, Work] = {}
         self._ends: list[tuple[int, Key, Work]] = []
         self._context = 0
         self._turn = 0
+
+    @property
+    def curve(self) -> StepCurve:
+        """What its steps take now."""
+        return self._curve
+
+    @property
+    def slots(self) -> int:
+        """How many sequences may run together now."""
+        return self._profile.slots if self.sizing is None else self.sizing.sequences
 
     @property
     def running(self) -> int:
@@ -64,11 +76,15 @@ class ModelledEngine:
             min(work.left - CHUNK_TOKENS * self._known(work), most) for work in self._waiting
         )
 
+    def slow_down(self, factor: float) -> None:
+        """From its next step on it takes so many times what the profile says."""
+        self._take(StepCurve(*(part * factor for part in self._profile.curve)))
+
     def follow(self) -> None:
         """Size batches by what steps take now, as a worker does with every beat."""
-        if self.running:
+        if self.running and self.sizing is not None:
             context = self._context + sum(work.context for work in self._prefilling)
-            self.sizing.follow(self._curve, self.slowness, context / self.running)
+            self.sizing.follow(self._curve, context / self.running)
 
     def add(self, work: Work) -> None:
         """Take a request."""
@@ -96,7 +112,7 @@ class ModelledEngine:
                 admitted.append(work)
             if chunks := share_out(self._prefilling, budget, shortest_first=self.shortest_first):
                 tokens = sum(count for _, count in chunks)
-                seconds = self._curve.seconds(tokens, rows, self._context) * self.slowness
+                seconds = self._curve.seconds(tokens, rows, self._context)
                 return Plan(1, rows, chunks, admitted, seconds)
         if not rows:
             return None
@@ -109,7 +125,7 @@ class ModelledEngine:
         """What so many of the next steps take that only decode: each adds a token to every context."""
         first = self._curve.seconds(0, rows, self._context)
         growth = self._curve.per_context_token * rows * steps * (steps - 1) / 2
-        return (first * steps + growth) * self.slowness
+        return first * steps + growth
 
     def complete(self, plan: Plan, steps: int) -> tuple[list[Work], list[Work]]:
         """So many steps of a plan are over: who has got a first token, and who its last."""
@@ -161,7 +177,13 @@ class ModelledEngine:
         budget = self._profile.step_tokens - rows
         if budget < 1:
             return 0
-        return self.sizing.prefill_tokens(self._curve, self.slowness, budget, rows, self._context)
+        return budget if self.sizing is None else self.sizing.prefill_tokens(budget, rows, self._context)
+
+    def _take(self, curve: StepCurve) -> None:
+        """Steps take this; the worker knows it from the first one on, where a real one has to measure."""
+        self._curve = curve
+        if self.sizing is not None:
+            self.sizing.curve = curve
 
     def _decode(self, work: Work) -> None:
         work.ends_at = self.steps + work.outputs - work.got
@@ -226,7 +248,7 @@ class ModelledEngine:
 
     def _admit(self) -> Work | None:
         """Admit the next waiting request that does not wait for another's beginning, if it has room."""
-        slots = self.sizing.sequences if self.running else self._profile.slots
+        slots = self.slots if self.running else self._profile.slots
         if self.running >= slots:
             return None
         reserved = self.blocks.for_decode(self.steps, 1)

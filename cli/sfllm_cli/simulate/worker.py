@@ -119,7 +119,7 @@ class ModelledWorker:
 
     def slow_down(self, factor: float) -> None:
         """From its next step on it takes so many times as long."""
-        self.engine.slowness = factor
+        self.engine.slow_down(factor)
 
     def drain(self) -> None:
         """Finish what has begun, give back the rest, leave."""
@@ -156,8 +156,8 @@ class ModelledWorker:
             waiting=engine.waiting,
             free_kv_tokens=engine.free_tokens,
             digest=self._digest(self.peer),
-            slots=engine.sizing.sequences,
-            step_curve=tuple(part * engine.slowness for part in self._profile.curve),
+            slots=engine.slots,
+            step_curve=tuple(engine.curve),
         )
         self._say(beat, as_array("Q", self._cached_names()))
         self._agenda.after(self._beat_seconds, self._beat)
