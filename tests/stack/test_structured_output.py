@@ -46,6 +46,11 @@ FORMAT: Any = {
 }
 
 
+# So deep that it overflows the stack of what compiles it.
+LINKS: Any = {f"{n}": {"type": "array", "items": {"$ref": f"#/$defs/{n + 1}"}} for n in range(1500)}
+CHAIN = {"$ref": "#/$defs/0", "$defs": LINKS | {"1500": {"type": "integer"}}}
+
+
 def text_of(choice: Any) -> str:
     """What a choice says, which ended by itself."""
     assert choice.finish_reason == "stop"
@@ -224,10 +229,7 @@ def test_forms_and_free_text_share_a_batch(client: openai.OpenAI, model: str) ->
     [
         {"type": "object", "not": {}},
         {"type": "string", "pattern": "(?=a)"},
-        {
-            "$ref": "#/$defs/a0",
-            "$defs": {f"a{n}": {"items": {"$ref": f"#/$defs/a{n + 1}"}} for n in range(999)},
-        },
+        CHAIN,
     ],
 )
 def test_what_cannot_be_followed_is_refused_and_harms_nobody(
