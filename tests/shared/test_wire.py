@@ -96,7 +96,9 @@ def test_deep_nesting_is_a_wire_error() -> None:
 
 def test_another_protocol_version_is_refused_with_both_versions() -> None:
     frame = encode(GatewayBeat(1))
-    with pytest.raises(WireError, match="peer speaks protocol version 9, this process 3: upgrade one"):
+    with pytest.raises(
+        WireError, match=f"peer speaks protocol version 9, this process {PROTOCOL_VERSION}: upgrade one"
+    ):
         decoder([GatewayBeat])(frame[:2] + b"\x09" + frame[3:])
 
 
