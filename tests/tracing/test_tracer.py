@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import time
 import urllib.request
 
@@ -10,6 +11,8 @@ from otlp_receiver import OtlpReceiver
 from running_stack import RunningStack
 
 from sfllm.otlp import EXPORT_TIMEOUT_SECONDS, QUEUE_SPANS, Tracer
+from sfllm.settings import CommonSettings
+from sfllm.tracing import open_tracer
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -75,3 +78,11 @@ def test_the_share_of_traces_that_begin_here_can_be_none(receiver: OtlpReceiver)
         span.end()
     tracer.close()
     assert not [span for span in spans if receiver.of(span.trace_id)]
+
+
+def test_tracing_that_is_not_installed_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sfllm.otlp", None)
+    settings = CommonSettings(otlp_endpoint="http://127.0.0.1:4318")
+    with pytest.raises(ValueError, match=r"--otlp-endpoint needs pip install 'sfllm\[tracing\]'"):
+        open_tracer(settings, "worker", "w-1")
+    assert open_tracer(CommonSettings(), "worker", "w-1") is None
