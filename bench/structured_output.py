@@ -1,8 +1,9 @@
 """What it costs that output follows a schema, in tokens/s.
 
-`python bench/structured_output.py` runs the default model with the real engine, planner and sampler of a
-worker on this CPU, in turns with a schema and without, and prints tokens/s and the ratio of the medians.
-Both generate as many tokens from the same prompts and seeds; the schema's first use is not among them.
+`python bench/structured_output.py` decodes with the default model on this CPU, by the real engine, planner
+and sampler of a worker, one step with a schema and one without in turns, so that whatever else the machine
+does falls on both. It prints the median step of each, and tokens/s at that step. Prompts and numbers of
+tokens are the same; the schema's first use is not among them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import os
 import statistics
 import time
+from collections.abc import Iterator
 
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as a worker sets it; read when torch is loaded
@@ -24,7 +26,7 @@ from sfllm.settings import WorkerSettings
 from sfllm_worker.engine.engine import Engine
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.load import load_model
-from sfllm_worker.startup import build_engine, warm_up
+from sfllm_worker.startup import build_engine
 
 ENTRY = {
     "type": "object",
@@ -40,8 +42,8 @@ ENDLESS = {"type": "array", "items": ENTRY, "minItems": 10_000}
 """Both sides run to `max_tokens`, through every kind of place in a document."""
 
 
-def tokens_per_second(engine: Engine, batch: int, tokens: int, grammar: str, seed: int) -> float:
-    """Of decode: from the first token of the last sequence to the end."""
+def begin(engine: Engine, batch: int, tokens: int, grammar: str, seed: int) -> None:
+    """Add sequences, and step until each has its first token."""
     for index in range(batch):
         prompt = [(seed + index + position) % 1000 + 100 for position in range(32)]
         sampling = Sampling(
@@ -50,30 +52,47 @@ def tokens_per_second(engine: Engine, batch: int, tokens: int, grammar: str, see
         engine.add(Sequence(index, 0, prompt, len(prompt), sampling))
     while engine.num_waiting or any(each.remaining > 1 for each in engine.planner.running):
         engine.step()
-    made, started = 0, time.perf_counter()
-    while engine.has_work:
-        made += sum(progress.token is not None for progress in engine.step().progress)
-    return made / (time.perf_counter() - started)
 
 
-def measure_tokens(rounds: int, batches: list[int], tokens: int, dtype: str, threads: int) -> None:
+def decode(free: Engine, limited: Engine) -> Iterator[tuple[float, float]]:
+    """Seconds of a step of each, until both are done."""
+    turn = False
+    while free.has_work and limited.has_work:
+        turn = not turn
+        pair = [_seconds(engine) for engine in ((free, limited) if turn else (limited, free))]
+        yield (pair[0], pair[1]) if turn else (pair[1], pair[0])
+    assert free.has_work == limited.has_work, "both generate as many tokens"
+
+
+def _seconds(engine: Engine) -> float:
+    started = time.perf_counter()
+    engine.step()
+    return time.perf_counter() - started
+
+
+def measure(rounds: int, batches: list[int], tokens: int, dtype: str, threads: int) -> None:
     """Print the table."""
     torch.set_num_threads(threads)
     model = load_model(resolve_model(DEFAULT_MODEL), dtype=dtype)
     settings = WorkerSettings(max_batch_size=max(batches), max_context_length=32 + tokens + 1)
-    engine = build_engine(settings, model, torch.device("cpu"))
-    warm_up(engine)
+    free, limited = (build_engine(settings, model, torch.device("cpu")) for _ in range(2))
     grammar = LLMatcher.grammar_from_json_schema(ENDLESS)
-    print("| sequences | free tokens/s | with a schema | ratio |")
-    print("|---|---|---|---|")
+    print("| sequences | ms a step | with a schema | tokens/s | with a schema | ratio |")
+    print("|---|---|---|---|---|---|")
     for batch in batches:
-        tokens_per_second(engine, batch, tokens, grammar, seed=0)  # its first use
-        speeds: dict[str, list[float]] = {"": [], grammar: []}
-        for turn in range(rounds):
-            for wanted in list(speeds)[:: 1 if turn % 2 else -1]:
-                speeds[wanted].append(tokens_per_second(engine, batch, tokens, wanted, seed=turn))
-        free, limited = (statistics.median(speeds[wanted]) for wanted in ("", grammar))
-        print(f"| {batch} | {free:.1f} | {limited:.1f} | {limited / free:.3f} |", flush=True)
+        steps = []
+        for turn in range(rounds + 1):
+            begin(free, batch, tokens, "", turn)
+            begin(limited, batch, tokens, grammar, turn)
+            steps += [pair for pair in decode(free, limited) if turn > 0]
+        plain, masked = (statistics.median(column) for column in zip(*steps, strict=True))
+        print(
+            f"| {batch} | {plain * 1e3:.2f} | {masked * 1e3:.2f} "
+            f"| {batch / plain:.1f} | {batch / masked:.1f} | {plain / masked:.3f} |",
+            flush=True,
+        )
+    for engine in (free, limited):
+        engine.close()
 
 
 def main() -> None:
@@ -85,7 +104,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
-    measure_tokens(arguments.rounds, arguments.batches, arguments.tokens, arguments.dtype, arguments.threads)
+    measure(arguments.rounds, arguments.batches, arguments.tokens, arguments.dtype, arguments.threads)
 
 
 if __name__ == "__main__":
