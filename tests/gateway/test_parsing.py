@@ -14,10 +14,11 @@ from sfllm_gateway.parsing.deltas import Delta, OutputParser, PlainParser
 from sfllm_gateway.parsing.formats import FORMATS, HERMES, LLAMA3, MISTRAL, CallFormat, format_of
 from sfllm_gateway.parsing.json_object import ObjectReader
 from sfllm_gateway.parsing.think import ThinkParser
-from sfllm_gateway.parsing.tool_calls import ToolCallParser
+from sfllm_gateway.parsing.tool_calls import MAX_CALLS, ToolCallParser
 
 NAMES = ("get_weather", "add", "get")
 WEATHER = '{"name": "get_weather", "arguments": {"city": "Oslo", "days": [1, 2.5e0, null]}}'
+HERMES_CALL = f"<tool_call>\n{WEATHER}\n</tool_call>"
 WEATHER_ARGUMENTS = '{"city": "Oslo", "days": [1, 2.5e0, null]}'
 
 
@@ -51,8 +52,8 @@ def read(parser: OutputParser, pieces: Sequence[str], reason: str = "stop") -> R
     return Read(content, "".join(delta.reasoning for delta in [*deltas, last]), calls, reason)
 
 
-def tools(form: CallFormat, as_stop: bool = False) -> ToolCallParser:
-    return ToolCallParser(form, NAMES, lambda number: f"call_{number}", as_stop)
+def tools(form: CallFormat, as_stop: bool = False, most: int = MAX_CALLS) -> ToolCallParser:
+    return ToolCallParser(form, NAMES, lambda number: f"call_{number}", as_stop, most)
 
 
 def pieces_of(text: str, cuts: Sequence[int]) -> list[str]:
@@ -81,8 +82,7 @@ WEATHER_CALL = one("get_weather", WEATHER_ARGUMENTS)
         (HERMES, f"<tool_call>\n{WEATHER}", "", [WEATHER_CALL]),
         (
             HERMES,
-            f"<tool_call>\n{WEATHER}\n</tool_call>\n"
-            '<tool_call>\n{"arguments": {"a": 1}, "name": "add"}\n</tool_call>',
+            f"{HERMES_CALL}\n" + '<tool_call>\n{"arguments": {"a": 1}, "name": "add"}\n</tool_call>',
             "",
             [WEATHER_CALL, one("add", '{"a": 1}', 1)],
         ),
@@ -102,7 +102,10 @@ WEATHER_CALL = one("get_weather", WEATHER_ARGUMENTS)
             "",
             [one("add", "{}"), one("get", "{}", 1)],
         ),
+        (LLAMA3, '{"name": "add", "arguments": {"a": 1}}', "", [one("add", '{"a": 1}')]),
+        (LLAMA3, '{"type": "function", "name": "get", "parameters": {}}', "", [one("get", "{}")]),
         (MISTRAL, f"[TOOL_CALLS][{WEATHER}]", "", [WEATHER_CALL]),
+        (MISTRAL, '[TOOL_CALLS]add[CALL_ID]abcDEF123[ARGS]{"a": 1}', "", [one("add", '{"a": 1}')]),
         (
             MISTRAL,
             'Hm.[TOOL_CALLS] [{"name": "add", "arguments": {"a": 1}}, {"name": "get", "arguments": {}}]',
@@ -142,14 +145,44 @@ def test_each_family_of_models_is_understood(
         (HERMES, '<tool_call>{"name": "add"'),
         (LLAMA3, '{"answer": 42}'),
         (LLAMA3, 'It is {"name": "add", "parameters": {}}'),
-        (LLAMA3, "<|python_tag|>print(1)"),
-        (MISTRAL, "[TOOL_CALLS]nothing[ARGS]{}"),
-        (MISTRAL, '[TOOL_CALLS][{"name": "add"'),
+        (HERMES, '<tool_call>{"name": "add", "arguments": "{\\"a\\": \\"\\\\ud800\\"}x"}'),
+        (HERMES, '<tool_call>{"name": "add", "arguments": "{\\"a\\": \\"\\ud800\\"}"}</tool_call>'),
+        (LLAMA3, '{"name": "Ann", "parameters": {}}'),
+        (LLAMA3, " " * 65 + '{"name": "add", "parameters": {}}'),
         (MISTRAL, "[TOOL_CALLS"),
     ],
 )
 def test_what_is_no_call_stays_content_letter_for_letter(form: CallFormat, text: str) -> None:
     assert calls_of(form, text) == Read(text, "", [], "stop")
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        (LLAMA3, "print(1)"),
+        (MISTRAL, "nothing[ARGS]{}"),
+        (MISTRAL, '[{"name": "add"'),
+        (MISTRAL, "get" + " " * 200 + "{}"),
+    ],
+)
+def test_an_opener_that_is_a_special_token_is_not_shown_even_where_no_call_follows(
+    form: CallFormat, text: str
+) -> None:
+    assert calls_of(form, form.opener + text) == Read(text, "", [], "stop")
+
+
+def test_json_that_is_no_call_is_passed_on_as_soon_as_that_is_known() -> None:
+    assert tools(LLAMA3).feed('{"answer": ').content == '{"answer":'
+    assert tools(LLAMA3).feed('{"name": "Ann", "age').content == '{"name": "Ann", "age'
+
+
+@pytest.mark.parametrize("form", FORMATS.values())
+def test_only_as_many_calls_as_are_wanted_are_told_of(form: CallFormat) -> None:
+    one_call = f'{form.opener}{{"name": "add", "{form.arguments}": {{}}}}{form.closer}'
+    found = read(
+        tools(form, most=1), list(one_call * 3 + form.opener + '{"name": "add", "arguments": {"a": oops}}')
+    )
+    assert (found.calls, found.reason) == ([one("add", "{}")], "tool_calls")
 
 
 @pytest.mark.parametrize("form", FORMATS.values())
@@ -165,6 +198,13 @@ def test_a_call_that_turns_bad_after_its_beginning_was_told_is_not_said_to_be_co
     found = read(tools(HERMES), list(text))
     assert found.reason == "stop"
     assert found.calls[0].name == "add"
+    assert read(tools(HERMES), [text]) == found
+
+
+def test_a_field_that_comes_twice_cannot_change_what_was_told() -> None:
+    text = '<tool_call>{"name": "add", "arguments": {"a": 1}, "arguments": {"b": 22222}}</tool_call>'
+    assert calls_of(HERMES, text).calls == [one("add", '{"a": 1}')]
+    assert calls_of(HERMES, text).reason == "stop"
 
 
 def test_text_after_calls_is_content() -> None:
@@ -186,7 +226,15 @@ PARTS = st.sampled_from(
     [
         *("<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "<think>", "</think>"),
         *(WEATHER, '{"name": "add", "parameters": {"x": "\\u00e9"}}', "[", "]", ",", ";", " ", "\n", "get"),
-        *("<", "{", '"', "word", "[TOOL", "</too", '{"name": "get", "arguments": {'),
+        *("<", "{", '"', "word", "[TOOL", "</too", '{"name": "get", "arguments": {', " " * 63, "}", ":"),
+        *(
+            '"name": "get"',
+            '"arguments": ',
+            '"arguments": {"a": 1}',
+            '"arguments": "{}"',
+            "[CALL_ID]",
+            "\n\n",
+        ),
     ]
 )
 
@@ -221,6 +269,7 @@ def test_the_outcome_does_not_depend_on_the_pieces(
         ("<thin", False, "", "<thin"),
         ("", True, "", ""),
         ("\n<think>a</think>b</think>", False, "a", "b</think>"),
+        (" " * 65 + "<think>a</think>b", False, "", " " * 65 + "<think>a</think>b"),
     ],
 )
 def test_thinking_is_told_from_the_answer(text: str, inside: bool, reasoning: str, content: str) -> None:

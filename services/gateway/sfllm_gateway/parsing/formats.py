@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 
@@ -36,8 +37,8 @@ MISTRAL = CallFormat("mistral", "[TOOL_CALLS]", separator=",", bracket=True, nam
 
 FORMATS = {form.name: form for form in (HERMES, LLAMA3, MISTRAL)}
 
-ARGUMENTS_MARK = "[ARGS]"
-"""Between name and arguments in Mistral's newer form."""
+NAME_BEFORE_ARGUMENTS = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\w*)?\s*(?:\[ARGS\])?\s*", re.ASCII)
+"""What stands before the arguments in Mistral's newer form: the name, and marks that not all models write."""
 
 
 def format_of(template: str) -> CallFormat:

@@ -33,7 +33,8 @@ class _At(enum.Enum):
 class ObjectReader:
     """Takes characters until the object is `complete`. `fields` has the text of each finished field's value.
 
-    `open_field` is the field whose value is being read and `open_text` that value so far.
+    `open_field` is the field whose value is being read. A field that comes twice has no meaning: such an
+    object is refused.
     """
 
     def __init__(self) -> None:
@@ -53,9 +54,13 @@ class ObjectReader:
         return self._at is _At.END
 
     @property
-    def open_text(self) -> str:
-        """The value that is being read, as far as it came."""
-        return "".join(self._open)
+    def open_first(self) -> str:
+        """The first character of the value that is being read, "" before it came."""
+        return self._open[0] if self._open else ""
+
+    def open_since(self, start: int) -> str:
+        """The value that is being read, from its character `start` on, as far as it came."""
+        return "".join(self._open[start:])
 
     def feed(self, character: str) -> bool:
         """Take the next character. False when this is no JSON object; nothing more may be fed then."""
@@ -84,18 +89,19 @@ class ObjectReader:
         if character == "\\":
             self._escape = 1
         elif character == '"':
-            self._end_string()
+            return self._end_string()
         return character >= " "
 
-    def _end_string(self) -> None:
+    def _end_string(self) -> bool:
         self._in_string = False
         text, self._token = "".join(self._token), []
         if not self._is_key:
             self._end_value()
-            return
+            return True
         self._at = _At.COLON
         if len(self._stack) == 1:
             self.open_field, self._open = str(json.loads(text)), []
+        return self.open_field not in self.fields
 
     def _feed_mark(self, character: str) -> bool:
         at = self._at
@@ -164,10 +170,14 @@ class ObjectReader:
     def _end_value(self) -> None:
         self._at = _At.AFTER_VALUE
         if len(self._stack) == 1 and self.open_field is not None:
-            self.fields[self.open_field] = self.open_text.strip()
+            self.fields[self.open_field] = "".join(self._open)
             self.open_field, self._open = None, []
 
     def _keep(self, character: str) -> None:
-        """Of the open field's value."""
-        if self.open_field is not None and self._at is not _At.COLON:
+        """Of the open field's value, without the space before it."""
+        if (
+            self.open_field is not None
+            and self._at is not _At.COLON
+            and (self._open or character not in _SPACE)
+        ):
             self._open.append(character)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 
 from sfllm_gateway.parsing.deltas import Delta, OutputParser
-from sfllm_gateway.parsing.marks import SPACE, held_back
+from sfllm_gateway.parsing.marks import MOST_SPACE, SPACE, held_back, without_space
 
 OPENER, CLOSER = "<think>", "</think>"
 
@@ -60,10 +60,10 @@ class ThinkParser:
     def _read_start(self) -> bool:
         """Whether it is known by now if the answer begins with thinking."""
         rest = self._text.lstrip(SPACE)
-        if rest.startswith(OPENER):
+        if rest.startswith(OPENER) and len(self._text) - len(rest) <= MOST_SPACE:
             self._mode, self._text = _Mode.THINKING, rest[len(OPENER) :]
             return True
-        if OPENER.startswith(rest):
+        if OPENER.startswith(rest) and len(self._text) - len(rest) <= MOST_SPACE:
             return False
         self._mode = _Mode.ANSWER
         return True
@@ -73,7 +73,7 @@ class ThinkParser:
             self._text = self._text.lstrip(SPACE)
         place = self._text.find(CLOSER)
         if place >= 0:
-            thinking, self._text = self._text[:place].rstrip(SPACE), self._text[place + len(CLOSER) :]
+            thinking, self._text = without_space(self._text[:place]), self._text[place + len(CLOSER) :]
             self._mode = _Mode.GAP
         else:
             kept = held_back(self._text, CLOSER)

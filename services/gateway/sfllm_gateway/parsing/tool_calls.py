@@ -1,21 +1,24 @@
 """Finding tool calls in text that arrives in pieces: one machine for streams and whole answers.
 
-A call's name is passed on as soon as it is known and its arguments as they come, held strictly against
-JSON. What looks like a call and turns out to be none, before anything of it was passed on, is content.
+A call is told of as soon as its name is known and that its arguments are an object; those follow as they
+come, held strictly against JSON. What looks like a call and turns out to be none before that is content.
+All of this is decided character by character, so that it does not depend on the pieces.
 """
 
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Callable, Collection
 
+from sfllm_gateway.parsing.call_object import CallReader
 from sfllm_gateway.parsing.deltas import CallDelta, Delta
-from sfllm_gateway.parsing.formats import ARGUMENTS_MARK, CallFormat
-from sfllm_gateway.parsing.json_object import ObjectReader
-from sfllm_gateway.parsing.marks import SPACE, held_back
+from sfllm_gateway.parsing.formats import NAME_BEFORE_ARGUMENTS, CallFormat
+from sfllm_gateway.parsing.marks import MOST_SPACE, SPACE, held_back, without_space
 
 MAX_CALLS = 128
+
+LONGEST_MARKS = 96
+"""Characters between a name and its arguments."""
 
 
 class _Mode(enum.Enum):
@@ -32,15 +35,23 @@ class ToolCallParser:
     """Reads one choice. `names` are the functions that may be called; `make_id` gives a call's id by number.
 
     `as_stop` keeps "stop" as the reason of a choice with calls, as where the client named the function.
+    After the first `most` calls, further ones are left out.
     """
 
     def __init__(
-        self, form: CallFormat, names: Collection[str], make_id: Callable[[int], str], as_stop: bool = False
+        self,
+        form: CallFormat,
+        names: Collection[str],
+        make_id: Callable[[int], str],
+        as_stop: bool = False,
+        most: int = MAX_CALLS,
     ) -> None:
         self._form = form
         self._names = names
         self._make_id = make_id
         self._as_stop = as_stop
+        self._most = most
+        self._longest_head = max(map(len, names), default=0) + LONGEST_MARKS
         self._mode = _Mode.TEXT
         self._begun = False
         self._number = 0
@@ -48,9 +59,10 @@ class ToolCallParser:
         self._content: list[str] = []
         self._found: list[CallDelta] = []
         self._text = ""  # not yet understood
-        self._raw = ""  # since the opener, to be content if it is no call
+        self._raw: list[str] = []  # since the opener, to be content if it is no call
+        self._marked = False
         self._listed = False
-        self._call = _Call()
+        self._call = CallReader(names)
 
     def feed(self, text: str) -> Delta:
         """Take further text."""
@@ -90,11 +102,12 @@ class ToolCallParser:
     def _read_text(self) -> bool:
         if self._form.bare and not self._begun:
             rest = self._text.lstrip(SPACE)
-            if not rest:
+            space = len(self._text) - len(rest)
+            self._begun = space > MOST_SPACE
+            if not rest and not self._begun:
                 return False
-            if rest[0] == "{":
-                self._begun = True
-                self._open(len(self._text) - len(rest), 0)
+            if rest.startswith("{") and not self._begun:
+                self._open(space, 0)
                 return True
         place = self._text.find(self._form.opener)
         if place >= 0 and self._number < MAX_CALLS:
@@ -111,29 +124,34 @@ class ToolCallParser:
         return False
 
     def _open(self, place: int, length: int) -> None:
-        """A call begins: what stands before it is content, but for the space between."""
+        """A call begins: what stands before it is content, but for the space between.
+
+        An opener that is a special token is not shown, whether a call follows or not.
+        """
         self._begun = True
         before = self._text[:place]
-        stripped = before.rstrip(SPACE)
+        stripped = without_space(before)
         self._content.append(stripped)
-        self._raw = before[len(stripped) :]
+        self._raw = [before[len(stripped) :]]
         self._advance(place, 0)
-        self._advance(length, length)
+        self._advance(length, 0 if self._form.special else length)
+        self._marked = length > 0
         self._listed = False
-        self._call = _Call()
+        self._call = CallReader(self._names)
         self._mode = _Mode.BEFORE
 
     def _advance(self, count: int, kept: int) -> None:
         """`count` characters are understood, of which the last `kept` may still have to be content."""
         if kept:
-            self._raw += self._text[count - kept : count]
+            self._raw.append(self._text[count - kept : count])
         self._text = self._text[count:]
 
     def _read_before(self) -> bool:
         rest = self._text.lstrip(SPACE)
-        if not rest:
-            return False
         space = len(self._text) - len(rest)
+        if not rest:
+            self._advance(space, space)
+            return False
         if rest[0] == "[" and self._form.bracket and not self._listed:
             self._listed = True
             self._advance(space + 1, space + 1)
@@ -151,59 +169,61 @@ class ToolCallParser:
     def _read_name(self) -> bool:
         """A function's name up to its arguments."""
         place = self._text.find("{")
-        head = (self._text if place < 0 else self._text[:place]).strip(SPACE)
-        name = head.removesuffix(ARGUMENTS_MARK)
-        may_become = any((known + ARGUMENTS_MARK).startswith(head) for known in self._names)
-        if not may_become or (place >= 0 and name not in self._names):
+        head = self._text if place < 0 else self._text[:place]
+        if len(head) > self._longest_head:
             self._give_up()
             return True
         if place < 0:
             return False
-        self._call.name = name
+        found = NAME_BEFORE_ARGUMENTS.fullmatch(head)
+        if found is None or found[1] not in self._names:
+            self._give_up()
+            return True
+        self._call.name = found[1]
         self._advance(place, place)
         self._mode = _Mode.OBJECT
         return True
 
     def _read_object(self) -> bool:
-        call, reader = self._call, self._call.reader
+        call = self._call
         for count, character in enumerate(self._text, start=1):
-            if not reader.feed(character):
-                self._advance(count - 1, count - 1)
+            if not call.feed(character) or (not call.told and self._is_none(call)):
+                self._advance(count - 1, 0 if call.told else count - 1)
                 self._give_up()
                 return True
-            call.note(character)
-            if reader.complete:
-                self._advance(count, count)
-                return self._end_call()
-        self._advance(len(self._text), len(self._text))
-        self._tell(call.name_so_far(), call.ready(self._form.arguments))
+            if call.reader.complete:
+                self._advance(count, 0 if call.told else count)
+                self._end_call()
+                return True
+        self._advance(len(self._text), 0 if call.told else len(self._text))
+        self._tell()
         return False
 
-    def _end_call(self) -> bool:
-        call = self._call
-        name, arguments = call.name_so_far(), call.whole(self._form.arguments)
-        if name not in self._names or arguments is None:
-            self._give_up()
-            return True
-        self._tell(name, arguments)
-        self._number += 1
-        self._raw = ""
-        self._call = _Call()
-        self._mode = _Mode.AFTER
-        return True
+    def _is_none(self, call: CallReader) -> bool:
+        """Whether an object can be no call any longer: JSON of another kind need not be held back."""
+        return call.is_none or (call.is_other and not self._marked and self._number == 0)
 
-    def _tell(self, name: str | None, arguments: str) -> None:
-        """Pass on what is known of the call: a prefix of its arguments, once its name is one of the names."""
+    def _end_call(self) -> None:
         call = self._call
-        if name not in self._names or (not arguments and not call.told):
+        if not call.told and not call.end():
+            self._give_up()
             return
-        fresh = arguments[call.shown :]
+        self._tell()
+        self._number += 1
+        self._raw = []
+        self._call = CallReader(self._names)
+        self._mode = _Mode.AFTER
+
+    def _tell(self) -> None:
+        """Pass on what is known of the call."""
+        call = self._call
         if not call.told:
-            assert name is not None
-            self._found.append(CallDelta(self._number, self._make_id(self._number), name, fresh))
-        elif fresh:
-            self._found.append(CallDelta(self._number, "", "", fresh))
-        call.told, call.shown = True, len(arguments)
+            return
+        begins, fresh = call.shown == 0, call.take()
+        if self._number < self._most and fresh:
+            identity = self._make_id(self._number) if begins else ""
+            name = call.function or "" if begins else ""
+            self._found.append(CallDelta(self._number, identity, name, fresh))
 
     def _read_after(self) -> bool:
         rest = self._text.lstrip(SPACE)
@@ -211,9 +231,12 @@ class ToolCallParser:
         marks = [
             mark for mark in (form.closer, form.opener, form.separator, "]" if self._listed else "") if mark
         ]
-        if not rest or any(mark.startswith(rest) and mark != rest for mark in marks):
-            return False
         space = len(self._text) - len(rest)
+        if not rest:
+            self._advance(space, 0)
+            return False
+        if any(mark.startswith(rest) and mark != rest for mark in marks):
+            return False
         if form.closer and rest.startswith(form.closer):
             self._advance(space + len(form.closer), 0)
         elif self._listed and rest[0] == "]":
@@ -223,7 +246,7 @@ class ToolCallParser:
             self._text = rest
             self._open(0, len(form.opener))
         elif form.separator and rest.startswith(form.separator) and self._number < MAX_CALLS:
-            self._raw = form.separator
+            self._raw = [form.separator]
             self._advance(space + len(form.separator), 0)
             self._mode = _Mode.BEFORE
         else:
@@ -232,64 +255,15 @@ class ToolCallParser:
         return True
 
     def _give_up(self) -> None:
-        """It is no call. Unless something of it was passed on already, all of it is content."""
+        """It is no call. Unless it was told of already, all of it is content."""
+        self._tell()
         if self._call.told:
-            self._broken = True
+            self._broken = self._broken or self._number < self._most
             self._number += 1
         else:
-            self._content.append(
-                self._raw if not self._number else self._raw.strip(SPACE + self._form.separator)
-            )
-        self._raw = ""
-        self._call = _Call()
+            raw = "".join(self._raw)
+            self._content.append(raw.strip(SPACE + self._form.separator) if self._number else raw)
+        self._raw = []
+        self._call = CallReader(self._names)
         self._mode = _Mode.TEXT
         self._begun = True
-
-
-class _Call:
-    """A call that is being read. `shown` characters of its arguments were passed on, if it was `told` at all.
-
-    `name` is that of a call whose object has only the arguments, else it is a field of the object.
-    """
-
-    def __init__(self) -> None:
-        self.reader = ObjectReader()
-        self.name: str | None = None
-        self.told = False
-        self.shown = 0
-        self._text: list[str] = []
-
-    def note(self, character: str) -> None:
-        """A character of the object."""
-        self._text.append(character)
-
-    def name_so_far(self) -> str | None:
-        """The function's name, once it is whole."""
-        if self.name is not None:
-            return self.name
-        value = self.reader.fields.get("name")
-        return str(json.loads(value)) if value is not None and value.startswith('"') else None
-
-    def ready(self, field: str) -> str:
-        """As much of the arguments as may be passed on while they are read: an object's text."""
-        if self.name is not None:
-            return "".join(self._text)
-        text = self.reader.fields.get(field)
-        if text is None and self.reader.open_field == field:
-            text = self.reader.open_text.lstrip(SPACE).rstrip(SPACE)
-        return text if text is not None and text.startswith("{") else ""
-
-    def whole(self, field: str) -> str | None:
-        """The arguments as JSON text of an object, None if they are something else. None at all are {}."""
-        if self.name is not None:
-            return "".join(self._text)
-        text = self.reader.fields.get(field, "{}")
-        if text.startswith('"'):  # some models write the text of an object
-            text = str(json.loads(text))
-            return text if _is_object(text) else None
-        return text if text.startswith("{") else None
-
-
-def _is_object(text: str) -> bool:
-    reader = ObjectReader()
-    return all(map(reader.feed, text.strip(SPACE))) and reader.complete
