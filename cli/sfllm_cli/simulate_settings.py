@@ -10,6 +10,7 @@ from sfllm.config import Settings
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Milliseconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, le=1e9)]
 
 
 class FleetSettings(Settings, frozen=True, kw_only=True):
@@ -34,6 +35,17 @@ class FleetSettings(Settings, frozen=True, kw_only=True):
         0.0
     )
     joining: Annotated[int, Meta(ge=0, description="workers that join later, one every 10 s")] = 0
+    schedulers: Annotated[
+        int, Meta(ge=1, le=100, description="schedulers, among which gateways and workers choose")
+    ] = 1
+    kill_scheduler_at: Annotated[
+        Seconds | None,
+        Meta(description="second at which one of them is killed; requests come from the first on"),
+    ] = None
+    restart_scheduler_after: Annotated[
+        Annotated[float, Meta(ge=2, le=1e9)] | None,
+        Meta(description="seconds after which it runs again; it does not if unset"),
+    ] = None
 
 
 class WorkloadSettings(FleetSettings, frozen=True, kw_only=True):
@@ -72,7 +84,7 @@ class WorkloadSettings(FleetSettings, frozen=True, kw_only=True):
         tuple[Annotated[float, Meta(gt=0)], ...],
         Meta(description="shares of the service that these tenants are to have; equal ones if unset"),
     ] = ()
-    deadline_seconds: Annotated[float, Meta(gt=0, description="deadline of every request")] = 600.0
+    deadline_seconds: Annotated[Seconds, Meta(description="deadline of every request")] = 600.0
     max_tokens: Annotated[
         int, Meta(ge=0, description="what clients allow an answer to have; 0: they know how long it will be")
     ] = 2048
@@ -84,17 +96,21 @@ class SimulateSettings(WorkloadSettings, frozen=True, kw_only=True):
 
     policy: Annotated[
         tuple[Literal["auto", "length", "prefix", "fcfs"], ...],
-        Meta(description="the scheduler's policy; several are compared, each with the last one"),
+        Meta(description="the scheduler's policy; several are compared, each with fcfs or else the last one"),
     ] = ("auto",)
     find_goodput: Annotated[
         bool, Meta(description="search the load at which each policy has its best goodput, instead of --load")
     ] = False
     max_overtakes: Annotated[
-        int | None,
-        Meta(description="times a waiting request may be passed; the scheduler's default if unset"),
+        Annotated[int, Meta(ge=0)] | None,
+        Meta(
+            description="times a waiting request may be passed, for each worker; the scheduler's default if "
+            "unset",
+        ),
     ] = None
     max_queue_requests: Annotated[
-        int | None, Meta(description="waiting requests before answering 429; no bound if unset")
+        Annotated[int, Meta(ge=1)] | None,
+        Meta(description="waiting requests before answering 429; no bound if unset"),
     ] = None
     ttft_target_ms: Annotated[Milliseconds, Meta(description="goodput: first token within this")] = 2000.0
     itl_target_ms: Annotated[

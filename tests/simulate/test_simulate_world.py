@@ -38,7 +38,8 @@ def simulated(setup: Setup, asked: Iterator[Asked], *, check: bool = False) -> t
     world = World(setup, asked, lambda: 0.0)
 
     def look() -> None:
-        world.scheduler.core.check_integrity()
+        for scheduler in world.schedulers:
+            scheduler.core.check_integrity()
         for worker in world.workers:
             worker.engine.check_integrity()
         world.agenda.after(CHECK_SECONDS, look)
@@ -129,7 +130,8 @@ def test_every_request_ends_once_whatever_happens_to_workers(name: str) -> None:
     assert figures.finished == count
     assert figures.attempts_lost > 0
     assert not any(world.gateways.open)
-    world.scheduler.core.check_integrity()
+    for scheduler in world.schedulers:
+        scheduler.core.check_integrity()
 
 
 def test_a_worker_that_died_and_is_replaced_costs_attempts_but_no_tokens() -> None:

@@ -26,6 +26,7 @@ from sfllm_cli.simulate.report import Run, show, write
 from sfllm_cli.simulate.search import best_load
 from sfllm_cli.simulate.workload import (
     CHATS,
+    CHATS_AT_ONCE_RATE,
     MIXES,
     Asked,
     at_once,
@@ -47,6 +48,7 @@ CAPACITY_REQUESTS = 4000
 CAPACITY_REQUESTS_A_WORKER = 60
 SAMPLE = 2000
 NO_BOUND = 10**9
+NO_DEADLINE_SECONDS = 1e9
 WORKER_WAIT_SECONDS = 600.0
 GRACE = 0.9
 
@@ -68,6 +70,7 @@ def run(argv: Sequence[str]) -> int:
         argv=argv,
         known=known_settings(),
     )
+    _check(settings)
     if settings.calibrate is not None:
         return calibrate(settings)
     if settings.png is not None:
@@ -82,6 +85,14 @@ def run(argv: Sequence[str]) -> int:
     show(Console(stderr=settings.json == "-"), settings, profile, runs)
     write(settings, runs)
     return 0
+
+
+def _check(settings: SimulateSettings) -> None:
+    """Raise `CommandError` for settings that make no sense together."""
+    if settings.kill_scheduler_at is not None and settings.schedulers < 2:
+        raise CommandError("--kill-scheduler-at needs another scheduler to go to: --schedulers 2 or more")
+    if settings.restart_scheduler_after is not None and settings.kill_scheduler_at is None:
+        raise CommandError("--restart-scheduler-after is for one that is killed: --kill-scheduler-at")
 
 
 def _run(
@@ -120,7 +131,7 @@ def simulate(
     chance = random.Random(f"faults {settings.seed}").random
     values = PolicyValues(
         policy=policy,
-        max_queue_requests=settings.max_queue_requests or NO_BOUND,
+        max_queue_requests=NO_BOUND if settings.max_queue_requests is None else settings.max_queue_requests,
         target_ttft_seconds=settings.ttft_target_ms / 1000,
         tenant_weights=tuple((f"tenant-{number}", weight) for number, weight in enumerate(settings.weights)),
         worker_wait_seconds=WORKER_WAIT_SECONDS,
@@ -143,6 +154,9 @@ def simulate(
         itl_target=settings.itl_target_ms / 1000,
         faults=spread_faults(kinds, settings.workers, settings.requests / rate, chance),
         joining=settings.joining,
+        schedulers=settings.schedulers,
+        kill_scheduler_at=settings.kill_scheduler_at,
+        restart_scheduler_after=settings.restart_scheduler_after,
     )
     world = World(setup, asked(settings, rate, settings.requests, entries), time.process_time)
     began = time.process_time()
@@ -154,7 +168,7 @@ def simulate(
     finally:
         if collects:
             gc.enable()
-    cost = Cost(time.process_time() - began, world.scheduler.cpu_seconds, world.agenda.happened)
+    cost = Cost(time.process_time() - began, world.core_seconds, world.agenda.happened)
     return figures, cost
 
 
@@ -167,8 +181,11 @@ def asked(
         stream = of_trace(entries, rate, requests)
     elif settings.mix == CHATS:
         # Chats in the order in which they come; at times that make the rate from the first one on.
-        times = poisson(rate, requests, random.Random(f"times {settings.seed}"))
-        chats = of_chats(rate, requests, source)
+        if rate == float("inf"):
+            times, chats = at_once(requests), of_chats(CHATS_AT_ONCE_RATE, requests, source)
+        else:
+            times = poisson(rate, requests, random.Random(f"times {settings.seed}"))
+            chats = of_chats(rate, requests, source)
         stream = (chat._replace(at=at) for chat, at in zip(chats, times, strict=True))
     else:
         if rate == float("inf"):
@@ -194,13 +211,29 @@ def _rates(
 
 
 def capacity(settings: SimulateSettings, profile: Profile, entries: Sequence[Entry] | None) -> float:
-    """Requests a second that the fleet serves when more come, first come first served, without faults."""
+    """Requests a second that the fleet serves when more come, first come first served, without faults.
+
+    It is the fleet's own: one scheduler, and nobody is refused or ended for being late. Raises `CommandError`
+    if nothing can be served.
+    """
     sample = list(asked(settings, 1.0, SAMPLE, entries))
     seconds = sum(profile.request_seconds(each.prompt_tokens, each.output_tokens) for each in sample)
     promised = settings.workers * len(sample) / seconds
     requests = min(settings.requests, CAPACITY_REQUESTS + CAPACITY_REQUESTS_A_WORKER * settings.workers)
-    calm = replace(settings, requests=requests, fail_share=0.0, drain_share=0.0, slow_share=0.0, joining=0)
+    calm = replace(
+        settings,
+        requests=requests,
+        **dict.fromkeys(("fail_share", "drain_share", "slow_share"), 0.0),
+        joining=0,
+        schedulers=1,
+        kill_scheduler_at=None,
+        restart_scheduler_after=None,
+        max_queue_requests=None,
+        deadline_seconds=NO_DEADLINE_SECONDS,
+    )
     figures, _ = simulate(calm, profile, "fcfs", promised * SATURATION, entries)
+    if not figures.finished:
+        raise CommandError(f"such workers serve none of these requests: {figures.errors}")
     return figures.steady_per_second
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -144,7 +145,7 @@ class Collector:
             errors=dict(sorted(self._errors.items())),
             seconds=seconds,
             requests_per_second=finished / seconds if seconds else 0.0,
-            steady_per_second=_middle_rate(self._ends),
+            steady_per_second=_middle_rate(self._ends, self._began),
             output_tokens_per_second=self._output_tokens / seconds if seconds else 0.0,
             good=self._good,
             good_per_second=self._good / window,
@@ -176,11 +177,18 @@ def _service(asked: Asked) -> float:
     return asked.prompt_tokens + OUTPUT_WEIGHT * asked.output_tokens
 
 
-def _middle_rate(ends: Sequence[float]) -> float:
-    """How many a second ended between the first quarter and the last."""
+def _middle_rate(ends: Sequence[float], began: float) -> float:
+    """How many a second ended between the first quarter and the last.
+
+    Where that is one moment, as when all are served together, how many ended a second in all the time.
+    """
+    if not ends:
+        return 0.0
     ordered = sorted(ends)
-    first, last = len(ordered) // 4, 3 * len(ordered) // 4
-    return (last - first) / max(ordered[last] - ordered[first], 1e-9) if last > first else 0.0
+    first, last = ordered[len(ordered) // 4], ordered[3 * len(ordered) // 4]
+    if last > first:
+        return (bisect_right(ordered, last) - bisect_right(ordered, first)) / (last - first)
+    return len(ordered) / max(ordered[-1] - began, 1e-9)
 
 
 def _percentiles(values: Sequence[float]) -> Percentiles:

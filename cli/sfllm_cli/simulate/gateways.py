@@ -6,20 +6,29 @@ from array import array
 from collections.abc import Callable, Sequence
 
 from sfllm.messages import (
+    ALL_CHOICES,
+    Cancel,
     Finished,
     GatewayBeat,
     GatewayHello,
+    GatewayWelcome,
     Interrupted,
     Message,
+    Models,
     Rejected,
     Sampling,
     Submit,
 )
-from sfllm.wire import as_array
+from sfllm.wire import Array, as_array
 from sfllm_cli.simulate.agenda import Agenda
+from sfllm_cli.simulate.placing import Placing
+from sfllm_cli.simulate.schedulers import Schedulers
 from sfllm_cli.simulate.worker import CARD
 from sfllm_cli.simulate.workload import Asked
 from sfllm_scheduler.core.events import FromGateway
+
+EPOCH = 1
+"""Of the gateways' processes, which never end."""
 
 MAX_PROMPT_TOKENS = 2**20
 SAMPLING_SEED = 1
@@ -29,7 +38,11 @@ _ZEROS = memoryview(array("I", bytes(4 * MAX_PROMPT_TOKENS)))
 
 
 class Ask:
-    """One request and what came of it. Times are absolute; 0 means not yet."""
+    """One request and what came of it. Times are absolute; 0 means not yet.
+
+    `place` is the number of the scheduler that has it, `has_output` whether a token of the present attempt
+    has come.
+    """
 
     __slots__ = (
         "asked",
@@ -39,15 +52,19 @@ class Ask:
         "error",
         "first",
         "handle",
+        "has_output",
         "last_worker",
         "missing",
+        "place",
         "suspects",
     )
 
     def __init__(self, asked: Asked, handle: int) -> None:
         self.asked = asked
         self.handle = handle
+        self.place = 0
         self.attempt = 0
+        self.has_output = False
         self.missing = asked.output_tokens
         self.first = 0.0
         self.ended = 0.0
@@ -59,47 +76,69 @@ class Ask:
 class Gateways:
     """All requests that are open, by gateway and handle, and where they go when they have ended.
 
-    `max_tokens` is what clients allow an answer to have; None if they know its length beforehand.
+    `on_move` hears of a request that is about to leave its scheduler for another. `max_tokens` is what
+    clients allow an answer to have; None if they know its length beforehand.
     """
 
     def __init__(
         self,
         agenda: Agenda,
         count: int,
-        link_seconds: float,
+        schedulers: Schedulers,
         max_tokens: int | None,
-        post: Callable[[FromGateway], None],
         on_end: Callable[[Ask], None],
+        on_move: Callable[[Ask], None],
     ) -> None:
         self.open: list[dict[int, Ask]] = [{} for _ in range(count)]
         self.interrupted = 0
         self._agenda = agenda
-        self._link_seconds = link_seconds
+        self._schedulers = schedulers
+        self._link_seconds = schedulers.link_seconds
+        self._placing = Placing(count, schedulers.addresses)
         self._max_tokens = max_tokens
-        self._post = post
         self._on_end = on_end
+        self._on_move = on_move
         self._handle = 0
 
-    def start(self, epoch: int) -> None:
-        """Say hello."""
-        for gateway in range(len(self.open)):
-            self._post(FromGateway(b"%d" % gateway, GatewayHello(epoch)))
+    @property
+    def known(self) -> list[int]:
+        """The schedulers that they know to be there."""
+        return self._placing.known
 
-    def beat(self, epoch: int, digest: Callable[[bytes], int]) -> None:
-        """What keeps them known. They hold what the scheduler thinks: nothing is lost on these links."""
+    @property
+    def loads(self) -> list[list[int]]:
+        """Open requests by gateway and scheduler."""
+        return self._placing.loads
+
+    def hello(self, scheduler: int) -> None:
+        """Say hello to a scheduler."""
         for gateway in range(len(self.open)):
-            peer = b"%d" % gateway
-            self._post(FromGateway(peer, GatewayBeat(epoch, digest(peer))))
+            self._post(scheduler, gateway, GatewayHello(EPOCH))
+
+    def beat(self) -> None:
+        """What keeps them known. They hold what the scheduler thinks: nothing is lost on these links."""
+        for scheduler in range(len(self._schedulers.addresses)):
+            for gateway in range(len(self.open)):
+                digest = self._schedulers.digest_of_gateway(scheduler, b"%d" % gateway)
+                self._post(scheduler, gateway, GatewayBeat(EPOCH, digest))
+
+    def lose(self, scheduler: int) -> None:
+        """A scheduler is gone: what it had goes on at others."""
+        self._placing.lose(scheduler)
+        self._settle()
 
     def ask(self, asked: Asked) -> None:
         """A client asks."""
         self._handle += 1
         ask = Ask(asked, self._handle)
-        self.open[self._handle % len(self.open)][self._handle] = ask
+        gateway = self._gateway_of(ask)
+        self.open[gateway][self._handle] = ask
+        ask.place = self._placing.choose_any(gateway, asked.prompt_names, str(ask.handle))
+        self._placing.put(gateway, ask.place)
         self._submit(ask)
 
-    def receive(self, peer: bytes, message: Message) -> None:
-        """A message of the scheduler."""
+    def receive(self, scheduler: int, peer: bytes, message: Message) -> None:
+        """A message of a scheduler."""
         match message:
             case Finished():
                 self._end(int(peer), message.handle, message.attempt, "")
@@ -108,18 +147,24 @@ class Gateways:
             case Interrupted():
                 ask = self.open[int(peer)].get(message.handle)
                 if ask is not None and ask.attempt == message.attempt:
-                    ask.attempt += 1
                     ask.last_worker = message.worker or ask.last_worker
                     ask.suspects = message.suspects
                     ask.crashes_alone += message.suspects == 1
-                    self.interrupted += 1
-                    self._agenda.after(self._link_seconds, self._submit, ask)
+                    self._begin_attempt(ask)
+                    self._agenda.after(self._link_seconds, self._submit_again, ask, ask.attempt)
+            case Models():
+                workers = sum(each.workers for each in message.models if each.card.name == CARD.name)
+                if self._placing.hear(scheduler, workers):
+                    self._settle()
+            case GatewayWelcome():
+                self._placing.find(scheduler)
 
     def first_token(self, gateway: int, handle: int, now: float) -> None:
         """A token was chosen; it reaches the client by two links."""
         ask = self.open[gateway].get(handle)
-        if ask is not None and not ask.first:
-            ask.first = now + 2 * self._link_seconds
+        if ask is not None:
+            ask.has_output = True
+            ask.first = ask.first or now + 2 * self._link_seconds
 
     def tokens_of(self, gateway: int, handle: int) -> int:
         """How long its answer is."""
@@ -131,11 +176,46 @@ class Gateways:
         ask = self.open[gateway].get(handle)
         return ask.asked.names if ask is not None else ()
 
-    def lost(self, gateway: int, handle: int, left: int) -> None:
-        """Its worker died: so many tokens have not come."""
+    def lost(self, gateway: int, handle: int, attempt: int, left: int) -> None:
+        """Of this attempt so many tokens have not come, and will not."""
         ask = self.open[gateway].get(handle)
-        if ask is not None:
+        if ask is not None and ask.attempt == attempt:
             ask.missing = left
+
+    def _settle(self) -> None:
+        """A scheduler went, or has other workers: move what is better off elsewhere."""
+        if self._placing.has_choice:
+            for asks in self.open:
+                for ask in asks.values():
+                    self._move_if_stranded(ask)
+
+    def _move_if_stranded(self, ask: Ask) -> bool:
+        """Begin the next attempt elsewhere if nothing can come of this one here. Whether it did."""
+        placing, gateway = self._placing, self._gateway_of(ask)
+        is_known = ask.place in placing.known
+        if placing.serves(ask.place) or (is_known and ask.has_output):
+            return False
+        target = placing.choose(gateway, ask.asked.prompt_names, str(ask.handle))
+        if target is None or target == ask.place:
+            return False
+        if is_known:
+            self._post(ask.place, gateway, Cancel(ask.handle, ask.attempt, ALL_CHOICES, "moved"))
+        self._on_move(ask)
+        self._begin_attempt(ask)
+        placing.take(gateway, ask.place)
+        placing.put(gateway, target)
+        ask.place = target
+        self._submit(ask)
+        return True
+
+    def _begin_attempt(self, ask: Ask) -> None:
+        ask.attempt += 1
+        ask.has_output = False
+        self.interrupted += 1
+
+    def _submit_again(self, ask: Ask, attempt: int) -> None:
+        if ask.attempt == attempt and not ask.ended and not self._move_if_stranded(ask):
+            self._submit(ask)
 
     def _submit(self, ask: Ask) -> None:
         asked, now = ask.asked, self._agenda.now
@@ -158,13 +238,20 @@ class Gateways:
             tenant=asked.tenant,
         )
         arrays = (_ZEROS[: asked.prompt_tokens], _ZEROS[:so_far] if so_far else _NOTHING, asked.prompt_names)
-        self._post(FromGateway(b"%d" % (ask.handle % len(self.open)), message, arrays))
+        self._post(ask.place, self._gateway_of(ask), message, arrays)
+
+    def _post(self, scheduler: int, gateway: int, message: Message, arrays: tuple[Array, ...] = ()) -> None:
+        self._schedulers.post(scheduler, FromGateway(b"%d" % gateway, message, arrays))
+
+    def _gateway_of(self, ask: Ask) -> int:
+        return ask.handle % len(self.open)
 
     def _end(self, gateway: int, handle: int, attempt: int, error: str) -> None:
         ask = self.open[gateway].get(handle)
         if ask is None or ask.attempt != attempt:
             return
         del self.open[gateway][handle]
+        self._placing.take(gateway, ask.place)
         ask.ended = self._agenda.now + self._link_seconds
         ask.error = error
         self._on_end(ask)

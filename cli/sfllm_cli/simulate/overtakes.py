@@ -56,6 +56,10 @@ class Overtakes:
         del line.waiting[older_waiting]
         line.granted += 1
 
+    def forget(self) -> None:
+        """Nobody waits any more: the queue is lost."""
+        self._lines.clear()
+
     def left(self, tenant: str, number: int) -> None:
         """A request waits no more without a grant. Younger ones take it for one that was granted."""
         line = self._lines.get(tenant)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ NO_PART = (
 )
 """Settings that have no part in what comes out."""
 
+OF_SEVERAL = ("schedulers", "kill_scheduler_at", "restart_scheduler_after")
+"""Settings that have none where there is one scheduler."""
+
 TABLE_WIDTH = 200
 """Narrow terminals and files get whole lines rather than cells broken in two."""
 
@@ -43,7 +47,8 @@ class Run(NamedTuple):
 def show(console: Console, settings: SimulateSettings, profile: Profile, runs: Sequence[Run]) -> None:
     """Print the runs, and last the ratios."""
     what = settings.trace or settings.mix
-    _line(console, f"{settings.workers} workers, {what}, {settings.requests} requests a run")
+    behind = f" behind {settings.schedulers} schedulers" if settings.schedulers > 1 else ""
+    _line(console, f"{settings.workers} workers{behind}, {what}, {settings.requests} requests a run")
     _line(console, f"a worker: {profile.source}")
     table = Table(
         *("load", "policy", "come/s", "served/s", "tok/s", "good/s", "good"),
@@ -108,7 +113,7 @@ def ratios(runs: Sequence[Run]) -> list[str]:
 def write(settings: SimulateSettings, runs: Sequence[Run]) -> None:
     """Write the files that were asked for. Raises `CommandError` for one that cannot be written."""
     if settings.json is not None:
-        text = json.dumps(document(settings, runs), indent=2) + "\n"
+        text = json.dumps(document(settings, runs), indent=2, allow_nan=False) + "\n"
         if settings.json == "-":
             sys.stdout.write(text)
         else:
@@ -123,17 +128,27 @@ def write(settings: SimulateSettings, runs: Sequence[Run]) -> None:
 
 def document(settings: SimulateSettings, runs: Sequence[Run]) -> dict[str, object]:
     """Everything that made the runs, and what came of them; the same wherever it is written to."""
-    made = {name: value for name, value in msgspec.to_builtins(settings).items() if name not in NO_PART}
-    return {"settings": made, "runs": [_plain(run) for run in runs]}
+    left_out = NO_PART if settings.schedulers > 1 else (*NO_PART, *OF_SEVERAL)
+    made = {name: value for name, value in msgspec.to_builtins(settings).items() if name not in left_out}
+    return {"settings": _finite(made), "runs": [_plain(run) for run in runs]}
 
 
 def _plain(run: Run) -> dict[str, object]:
     return {
         "policy": run.policy,
-        "load": run.load,
-        "rate": run.rate if run.rate != float("inf") else None,
+        "load": _finite(run.load),
+        "rate": _finite(run.rate),
         **msgspec.to_builtins(run.figures),
     }
+
+
+def _finite(value: object) -> object:
+    """The same with null for what is infinite, such as the rate of requests that come at once."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if value == math.inf else value
 
 
 def _csv(runs: Sequence[Run]) -> str:

@@ -1,4 +1,4 @@
-"""The scheduler's process: the real core, and turns like those of the live loop."""
+"""A scheduler's process: the real core, and turns like those of the live loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from sfllm_scheduler.core.events import (
 )
 from sfllm_scheduler.core.state import PolicyValues
 
-EPOCH = 1
 IDLE_TURN_SECONDS = 0.05
 """The live loop turns as often when nothing comes."""
 
@@ -37,13 +36,16 @@ class SimulatedScheduler:
         self,
         agenda: Agenda,
         policy: PolicyValues,
+        epoch: int,
         link_seconds: float,
         to_gateway: Callable[[ToGateway], None],
         to_worker: Callable[[ToWorker], None],
         on_record: Callable[[Record], None],
         clock: Callable[[], float],
     ) -> None:
-        self.core = SchedulerCore(policy, EPOCH)
+        self.epoch = epoch
+        self.alive = True
+        self.core = SchedulerCore(policy, epoch)
         self.cpu_seconds = 0.0
         self._agenda = agenda
         self._link_seconds = link_seconds
@@ -56,11 +58,20 @@ class SimulatedScheduler:
 
     def start(self) -> None:
         """Turn now and then from now on, whatever comes."""
-        self._turn()
-        self._agenda.after(IDLE_TURN_SECONDS, self.start)
+        if self.alive:
+            self._turn()
+            self._agenda.after(IDLE_TURN_SECONDS, self.start)
+
+    def kill(self) -> list[Event]:
+        """End the process: nothing comes from it any more. What was on its way to it."""
+        self.alive = False
+        lost, self._inbox = self._inbox, []
+        return lost
 
     def post(self, event: Event) -> None:
         """Something is on its way."""
+        if not self.alive:
+            return
         self._inbox.append(event)
         if not self._turn_is_due:
             self._turn_is_due = True
@@ -78,6 +89,8 @@ class SimulatedScheduler:
 
     def _turn(self) -> None:
         self._turn_is_due = False
+        if not self.alive:
+            return
         events: deque[Event] = deque(self._inbox)
         self._inbox.clear()
         now, core, clock = self._agenda.now, self.core, self._clock

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from sfllm.messages import (
     Drain,
-    Finished,
     Grant,
     Message,
     ModelCard,
     Recall,
-    Timings,
     WorkerBeat,
     WorkerBye,
     WorkerCancel,
@@ -25,20 +21,21 @@ from sfllm.messages import (
     WorkerReturned,
     WorkerWelcome,
 )
-from sfllm.prefixes import MAX_SUMMARY_PREFIXES
 from sfllm.wire import Array, as_array
 from sfllm_cli.simulate.agenda import Agenda
 from sfllm_cli.simulate.engine import ModelledEngine
+from sfllm_cli.simulate.membership import Membership
 from sfllm_cli.simulate.profiles import Profile
+from sfllm_cli.simulate.reports import GrantedNames, finished
+from sfllm_cli.simulate.schedulers import Schedulers
+from sfllm_cli.simulate.stepping import Stepping
 from sfllm_cli.simulate.work import Key, Plan, Work
+from sfllm_scheduler.core.events import FromWorker
 
 CARD = ModelCard("simulated", (), "simulated", 0, 2**31, 0, (), ())
 
-MAX_NAMES = 8 * MAX_SUMMARY_PREFIXES
-"""Beginnings of prompts that are remembered for beats, those granted last."""
-
-Send = Callable[[bytes, Message, tuple[Array, ...]], None]
-"""To the scheduler, in a worker's name."""
+MOVE_SECONDS = 30.0
+"""How long what has begun may take before a worker moves to another scheduler: `--drain-seconds`."""
 
 
 class Listener(Protocol):
@@ -53,12 +50,12 @@ class Listener(Protocol):
     def names_of(self, gateway: int, handle: int) -> Sequence[int]:
         """Names of its beginnings, those that its answer is part of included."""
 
-    def lost(self, gateway: int, handle: int, left: int) -> None:
-        """Its worker is gone, and so many tokens have not come."""
+    def lost(self, gateway: int, handle: int, attempt: int, left: int) -> None:
+        """Its worker is gone or has dropped it, and so many tokens have not come."""
 
 
 class ModelledWorker:
-    """One run of a worker: it has a lease or none, and one step, or run of equal steps, under way.
+    """One run of a worker: it has a lease of one scheduler or none.
 
     `on_step(rows, seconds, steps)` hears of every decode step, for the times between tokens.
     """
@@ -68,9 +65,8 @@ class ModelledWorker:
         agenda: Agenda,
         peer: bytes,
         profile: Profile,
-        send: Send,
+        schedulers: Schedulers,
         listener: Listener,
-        digest: Callable[[bytes], int],
         on_step: Callable[[int, float, int], None],
     ) -> None:
         self.peer = peer
@@ -78,31 +74,51 @@ class ModelledWorker:
         self.engine = ModelledEngine(profile)
         self._agenda = agenda
         self._profile = profile
-        self._send = send
+        self._schedulers = schedulers
         self._listener = listener
-        self._digest = digest
-        self._on_step = on_step
+        self._membership = Membership(agenda, peer.decode(), schedulers, self)
+        self._stepping = Stepping(agenda, self.engine, on_step, self._completed, self._between)
         self._lease = 0
         self._beat_seconds = 0.0
+        self._joined_times = 0
         self._grants = 0
         self._said = (0, 0)
-        self._named: OrderedDict[int, None] = OrderedDict()
+        self._names = GrantedNames()
         self._cancelled: list[Work] = []
-        self._plan: Plan | None = None
-        self._began = 0.0
-        self._steps = 0
-        self._run = 0
         self._draining = False
+        self._is_moving = False
+        self._is_cut_off = False
+
+    @property
+    def scheduler(self) -> int:
+        """The number of the one that it belongs to, or says hello to."""
+        return self._membership.current
+
+    @property
+    def joined(self) -> bool:
+        """Whether it has a lease."""
+        return self._lease > 0
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes nothing new."""
+        return self._draining
 
     def start(self) -> None:
         """Say hello."""
+        self.hello()
+        self._membership.start()
+
+    def hello(self) -> None:
+        """Ask the current scheduler for a lease."""
+        self._is_cut_off = False
         model_len = self._profile.max_model_len
         card = ModelCard(CARD.name, (), CARD.root, 0, model_len, 0, (), ())
         self._say(WorkerHello(self.peer.decode(), card, self._profile.capacity))
 
-    def receive(self, message: Message, arrays: tuple[Array, ...]) -> None:
-        """A message of the scheduler."""
-        if not self.alive:
+    def receive(self, scheduler: int, message: Message, arrays: tuple[Array, ...]) -> None:
+        """A message of a scheduler; of one that it has left, or lost, nothing is taken."""
+        if not self.alive or scheduler != self.scheduler or self._is_cut_off:
             return
         match message:
             case WorkerWelcome():
@@ -115,7 +131,7 @@ class ModelledWorker:
                 self._give_back(message)
             case Drain():
                 self.drain()
-        self._go_on()
+        self._stepping.go_on()
 
     def slow_down(self, factor: float) -> None:
         """From its next step on it takes so many times as long."""
@@ -123,29 +139,53 @@ class ModelledWorker:
 
     def drain(self) -> None:
         """Finish what has begun, give back the rest, leave."""
+        self._is_moving = False
         if self._draining or not self.alive:
             return
-        self._draining = True
-        self._say(WorkerDraining(self._lease))
-        for work in self.engine.works():
-            self._return(work)
+        self._begin_drain()
+        self._leave_if_drained()
+
+    def begin_move(self) -> None:
+        """The same, but to join a better scheduler; what does not end in time is left to others."""
+        self._is_moving = True
+        self._begin_drain()
+        self._agenda.after(MOVE_SECONDS, self._end_move, self._joined_times)
         self._leave_if_drained()
 
     def die(self) -> None:
         """The process is killed; clients have what had come until now."""
-        self._settle()
         self.alive = False
-        for work in self.engine.works():
-            if work not in self._cancelled:
-                self._listener.lost(*work.key, self.engine.left_of(work))
+        self._drop_all()
+
+    def cut_off(self) -> None:
+        """Its scheduler is gone. It steps on until it knows, but what it makes nobody gets: drop it now."""
+        self._drop_all()
+        self._is_cut_off = True
+
+    def notice(self) -> None:
+        """It knows that its scheduler is gone: try it again, and then others."""
+        if not self.alive or not self._is_cut_off:
+            return
+        self._lease = 0
+        if self._is_moving:
+            self._move()
+        else:
+            self.hello()
+
+    def came_back(self, scheduler: int) -> None:
+        """A scheduler that was gone runs again."""
+        if self.alive:
+            self._membership.came_back(scheduler)
 
     def _join(self, welcome: WorkerWelcome) -> None:
         self._lease, self._beat_seconds = welcome.lease, welcome.beat_seconds
+        self._joined_times += 1
+        self._grants, self._said = 0, (0, 0)
         self.engine.shortest_first = welcome.shortest_first
-        self._beat()
+        self._beat(self._joined_times)
 
-    def _beat(self) -> None:
-        if not self.alive:
+    def _beat(self, joined_times: int) -> None:
+        if not self.alive or not self._lease or joined_times != self._joined_times:
             return
         engine = self.engine
         engine.follow()
@@ -155,22 +195,12 @@ class ModelledWorker:
             running=engine.running,
             waiting=engine.waiting,
             free_kv_tokens=engine.free_tokens,
-            digest=self._digest(self.peer),
+            digest=self._schedulers.digest_of_worker(self.scheduler, self.peer),
             slots=engine.slots,
             step_curve=tuple(engine.curve),
         )
-        self._say(beat, as_array("Q", self._cached_names()))
-        self._agenda.after(self._beat_seconds, self._beat)
-
-    def _cached_names(self) -> list[int]:
-        names: list[int] = []
-        cache = self.engine.blocks.cache
-        for name in reversed(self._named):
-            if name in cache:
-                names.append(name)
-                if len(names) == MAX_SUMMARY_PREFIXES:
-                    break
-        return names
+        self._say(beat, as_array("Q", self._names.cached(engine.blocks.cache)))
+        self._agenda.after(self._beat_seconds, self._beat, joined_times)
 
     def _accept(self, grant: Grant, arrays: tuple[Array, ...]) -> None:
         self._grants += 1
@@ -185,11 +215,7 @@ class ModelledWorker:
                 self._say(WorkerReturned(self._lease, request.gateway, request.handle, request.attempt))
             else:
                 self.engine.add(work)
-        for name in arrays[2]:
-            self._named[name] = None
-            self._named.move_to_end(name)
-        while len(self._named) > MAX_NAMES:
-            self._named.popitem(last=False)
+        self._names.add(arrays[2])
 
     def _give_back(self, recall: Recall) -> None:
         work = self.engine.find((int(recall.gateway), recall.handle))
@@ -209,7 +235,7 @@ class ModelledWorker:
         work = self.engine.find(key)
         if work is not None and work.attempt <= attempt:
             self._cancelled.append(work)
-            if self._plan is None:
+            if not self._stepping.is_stepping:
                 self._drop_cancelled()
 
     def _drop_cancelled(self) -> None:
@@ -221,67 +247,17 @@ class ModelledWorker:
             self._cancelled.clear()
             self._say_progress()
 
-    def _go_on(self) -> None:
-        """Begin a step, or end a run of steps early so that what came is seen after the present one."""
-        if self._plan is None:
-            self._begin()
-        elif self._steps > 1:
-            steps = self._steps_by(self._agenda.now)
-            if steps < self._steps:
-                self._steps = steps
-                self._run += 1
-                end = self._began + self.engine.seconds(self._plan.rows, steps)
-                self._agenda.at(max(end, self._agenda.now), self._end, self._run)
-
-    def _begin(self) -> None:
-        if not self.alive:
-            return
-        self._plan = self.engine.plan()
-        if self._plan is not None:
-            self._began, self._steps = self._agenda.now, self._plan.steps
-            for work in self._plan.admitted:
-                work.admitted_at = work.admitted_at or self._began
-            self._run += 1
-            self._agenda.after(self._plan.seconds, self._end, self._run)
-
-    def _steps_by(self, now: float) -> int:
-        """The step that is under way at `now`, and all before it."""
-        assert self._plan is not None
-        rows, elapsed = self._plan.rows, now - self._began
-        return 1 + bisect_left(
-            range(1, self._steps), elapsed, key=lambda steps: self.engine.seconds(rows, steps)
-        )
-
-    def _settle(self) -> None:
-        """What the run under way has done so far counts, and its step that has not ended does not."""
-        plan = self._plan
-        if plan is not None and not plan.chunks:
-            done = self._steps_by(self._agenda.now) - 1
-            if done > 0:
-                seconds = self.engine.seconds(plan.rows, done)
-                self._complete(plan, done, seconds)
-        self._plan = None
-        self._run += 1
-
-    def _end(self, run: int) -> None:
-        if run != self._run or not self.alive or self._plan is None:
-            return
-        plan, self._plan = self._plan, None
-        self._complete(plan, self._steps, self._agenda.now - self._began)
+    def _between(self) -> None:
         self._drop_cancelled()
-        self._begin()
         self._leave_if_drained()
 
-    def _complete(self, plan: Plan, steps: int, seconds: float) -> None:
-        if plan.rows:
-            self._on_step(plan.rows, seconds / steps, steps)
-        first, finished = self.engine.complete(plan, steps)
+    def _completed(self, plan: Plan, first: list[Work], ended: list[Work]) -> None:
         now = self._agenda.now
         for work in first:
             if not work.first_at:
                 work.first_at = now
                 self._listener.first_token(*work.key, now)
-        for work in finished:
+        for work in ended:
             self._say_finished(work)
         if plan.chunks:
             self._say_progress()
@@ -295,27 +271,42 @@ class ModelledWorker:
 
     def _say_finished(self, work: Work) -> None:
         gateway, handle = work.key
-        finished = Finished(
-            handle=handle,
-            attempt=work.attempt,
-            choice=0,
-            reason="length",
-            stop_token_id=-1,
-            prompt_tokens=work.prompt_tokens,
-            cached_tokens=work.cached,
-            generated_tokens=self._listener.tokens_of(gateway, handle),
-            timings=Timings(
-                queue_seconds=work.queue_seconds + work.admitted_at - work.granted_at,
-                prefill_seconds=work.first_at - work.admitted_at,
-                decode_seconds=self._agenda.now - work.first_at,
-            ),
-        )
-        self._say(WorkerFinished(self._lease, b"%d" % gateway, finished))
+        end = finished(work, self._listener.tokens_of(gateway, handle), self._agenda.now)
+        self._say(WorkerFinished(self._lease, b"%d" % gateway, end))
+
+    def _begin_drain(self) -> None:
+        self._draining = True
+        self._say(WorkerDraining(self._lease))
+        for work in self.engine.works():
+            self._return(work)
 
     def _leave_if_drained(self) -> None:
         if self._draining and self.alive and not self.engine.works():
             self._say(WorkerBye(self._lease))
-            self.alive = False
+            if self._is_moving:
+                self._move()
+            else:
+                self.alive = False
+
+    def _end_move(self, joined_times: int) -> None:
+        """The time for a move is over: what has not ended goes on at another worker."""
+        if self.alive and self._is_moving and joined_times == self._joined_times:
+            self._drop_all()
+            self._leave_if_drained()
+
+    def _move(self) -> None:
+        self._is_moving = self._draining = False
+        self._lease = 0
+        self._membership.move()
+
+    def _drop_all(self) -> None:
+        """Stop, and forget everything; clients have what had come until now."""
+        self._stepping.stop()
+        for work in self.engine.works():
+            if work not in self._cancelled:
+                self._listener.lost(*work.key, work.attempt, self.engine.left_of(work))
+            self.engine.remove(work)
+        self._cancelled.clear()
 
     def _say(self, message: Message, *arrays: Array) -> None:
-        self._send(self.peer, message, arrays)
+        self._schedulers.post(self.scheduler, FromWorker(self.peer, message, arrays))

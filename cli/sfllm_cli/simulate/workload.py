@@ -24,6 +24,9 @@ CHAT_SYSTEMS = 64
 CHAT_TURNS = (1, 8)
 CHAT_THINK_SECONDS = 20.0
 CHAT_HISTORY_TOKENS = 8192
+CHATS_AT_ONCE_RATE = 50.0
+"""Chats that all come at once come in the order that they would have at so many requests a second."""
+
 BURST_SECONDS = 5.0
 BURST_SHARE = 0.2
 
@@ -112,8 +115,8 @@ def of_mix(lengths: Lengths, times: Iterator[float], source: random.Random) -> I
 
 def of_trace(entries: Sequence[Entry], rate: float | None, requests: int) -> Iterator[Asked]:
     """A trace, again and again until there are enough requests; at `rate` a second if that is given."""
-    span = entries[-1].at + entries[-1].at / max(1, len(entries) - 1)
-    stretch = 1.0 if rate is None else len(entries) / (span or 1.0) / rate
+    span = entries[-1].at + entries[-1].at / max(1, len(entries) - 1) or 1.0
+    stretch = 1.0 if rate is None else len(entries) / span / rate
     for number in range(requests):
         turn, index = divmod(number, len(entries))
         entry = entries[index]

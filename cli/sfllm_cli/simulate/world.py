@@ -1,18 +1,18 @@
-"""Everything together: gateways, one scheduler, workers that come, fail, slow down and leave."""
+"""Everything together: gateways, schedulers, workers that come, fail, slow down and leave."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from sfllm.messages import Admitted, Grant, Message
-from sfllm.wire import Array
+from sfllm.messages import Admitted, Grant, WorkerFinished
+from sfllm.sockets import RECONNECT_SECONDS
 from sfllm_cli.simulate.agenda import Agenda
 from sfllm_cli.simulate.figures import Collector, Figures, WorkerCounts
 from sfllm_cli.simulate.gateways import Ask, Gateways
-from sfllm_cli.simulate.overtakes import Overtakes
 from sfllm_cli.simulate.profiles import Profile
-from sfllm_cli.simulate.scheduler import EPOCH, SimulatedScheduler
+from sfllm_cli.simulate.scheduler import SimulatedScheduler
+from sfllm_cli.simulate.schedulers import Outlets, Schedulers
 from sfllm_cli.simulate.worker import ModelledWorker
 from sfllm_cli.simulate.workload import Asked
 from sfllm_scheduler.core.events import FromWorker, Record, ToGateway, ToWorker, WorkerUnreachable
@@ -38,7 +38,11 @@ class Fault(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """What is simulated. `joining` workers come after the others, so many seconds apart."""
+    """What is simulated. `joining` workers come after the others, so many seconds apart.
+
+    At `kill_scheduler_at` the first of several schedulers is killed; if `restart_scheduler_after` is given
+    it runs again so many seconds later, and knows nothing.
+    """
 
     policy: PolicyValues
     profile: Profile
@@ -51,6 +55,9 @@ class Setup(NamedTuple):
     faults: tuple[Fault, ...] = ()
     joining: int = 0
     joining_seconds: float = 10.0
+    schedulers: int = 1
+    kill_scheduler_at: float | None = None
+    restart_scheduler_after: float | None = None
 
 
 class World:
@@ -63,28 +70,31 @@ class World:
         self.asked_count = 0
         self._asked = asked
         self._is_over = False
-        self._overtakes = Overtakes()
         self._gone: list[ModelledWorker] = []
         self._runs = 0
         self._slots: dict[int, ModelledWorker] = {}
         self._by_peer: dict[bytes, ModelledWorker] = {}
-        self.scheduler = SimulatedScheduler(
+        self._schedulers = Schedulers(
             self.agenda,
             setup.policy,
+            setup.schedulers,
             setup.link_seconds,
-            self._to_gateway,
-            self._to_worker,
-            self._on_record,
+            Outlets(self._to_gateway, self._to_worker, self._on_record),
             clock,
         )
         self.gateways = Gateways(
-            self.agenda,
-            setup.gateways,
-            setup.link_seconds,
-            setup.max_tokens,
-            self.scheduler.post,
-            self._on_end,
+            self.agenda, setup.gateways, self._schedulers, setup.max_tokens, self._on_end, self._on_move
         )
+
+    @property
+    def schedulers(self) -> list[SimulatedScheduler]:
+        """The process at each address, the last one where it was restarted."""
+        return self._schedulers.all
+
+    @property
+    def core_seconds(self) -> float:
+        """What the cores of all schedulers took, in seconds of `clock`."""
+        return self._schedulers.cpu_seconds
 
     @property
     def workers(self) -> list[ModelledWorker]:
@@ -94,8 +104,9 @@ class World:
     def run(self) -> Figures:
         """Let everything happen until the last request has ended."""
         agenda, setup = self.agenda, self.setup
-        self.scheduler.start()
-        self.gateways.start(EPOCH)
+        self._schedulers.start()
+        for index in range(setup.schedulers):
+            self.gateways.hello(index)
         for number in range(setup.workers):
             agenda.at(number * JOIN_SPREAD_SECONDS / setup.workers, self._join, number)
         for number in range(setup.joining):
@@ -103,6 +114,8 @@ class World:
         self._beat()
         for fault in setup.faults:
             agenda.at(fault.at, self._break, fault)
+        if setup.kill_scheduler_at is not None:
+            agenda.at(setup.kill_scheduler_at, self._kill_scheduler, 0)
         agenda.after(1.0, self._next)
         agenda.run(float("inf"), lambda: self._is_over and self.collector.count == self.asked_count)
         engines = [worker.engine for worker in (*self._gone, *self._by_peer.values())]
@@ -111,7 +124,7 @@ class World:
             queried_tokens=sum(engine.queried_tokens for engine in engines),
             hit_tokens=sum(engine.hit_tokens for engine in engines),
         )
-        return self.collector.figures(counts, self.gateways.interrupted, self._overtakes.most)
+        return self.collector.figures(counts, self.gateways.interrupted, self._schedulers.most_overtaken)
 
     def _next(self, asked: Asked | None = None) -> None:
         """A client asks, and it becomes known when the next one does."""
@@ -127,7 +140,7 @@ class World:
             self.agenda.at(following.at + 1.0, self._next, following._replace(at=following.at + 1.0))
 
     def _beat(self) -> None:
-        self.gateways.beat(EPOCH, self.scheduler.digest_of_gateway)
+        self.gateways.beat()
         self.agenda.after(self.setup.policy.beat_seconds, self._beat)
 
     def _join(self, number: int) -> None:
@@ -137,9 +150,8 @@ class World:
             self.agenda,
             peer,
             self.setup.profile,
-            self._from_worker,
+            self._schedulers,
             self.gateways,
-            self.scheduler.digest_of_worker,
             self.collector.step,
         )
         self._slots[number] = self._by_peer[peer] = worker
@@ -161,32 +173,58 @@ class World:
                 self.agenda.after(REPLACED_SECONDS, self._join, fault.worker)
 
     def _notice(self, peer: bytes) -> None:
-        self._gone.append(self._by_peer.pop(peer))
-        self.scheduler.post(WorkerUnreachable(peer))
+        worker = self._by_peer.pop(peer)
+        self._gone.append(worker)
+        self._schedulers.post(worker.scheduler, WorkerUnreachable(peer))
 
-    def _from_worker(self, peer: bytes, message: Message, arrays: tuple[Array, ...]) -> None:
-        self.scheduler.post(FromWorker(peer, message, arrays))
+    def _kill_scheduler(self, index: int) -> None:
+        """What was on its way to it is lost with it; its peers know after a while."""
+        belonging = [worker for worker in self.workers if worker.alive and worker.scheduler == index]
+        for worker in belonging:
+            worker.cut_off()
+        for event in self._schedulers.kill(index):
+            if isinstance(event, FromWorker) and isinstance(event.message, WorkerFinished):
+                ended = event.message.finished
+                self.gateways.lost(int(event.message.gateway), ended.handle, ended.attempt, 1)
+        for worker in belonging:
+            self.agenda.after(RECONNECT_SECONDS, worker.notice)
+        self.agenda.after(RECONNECT_SECONDS, self.gateways.lose, index)
+        if self.setup.restart_scheduler_after is not None:
+            self.agenda.after(self.setup.restart_scheduler_after, self._restart_scheduler, index)
 
-    def _to_worker(self, action: ToWorker) -> None:
+    def _restart_scheduler(self, index: int) -> None:
+        self._schedulers.restart(index)
+        self.gateways.hello(index)
+        for worker in self.workers:
+            worker.came_back(index)
+
+    def _to_worker(self, scheduler: int, action: ToWorker) -> None:
         if isinstance(action.message, Grant):
             for request in action.message.requests:
                 if request.attempt == 0:
-                    ask = self.gateways.open[int(request.gateway)][request.handle]
-                    self._overtakes.granted(ask.asked.tenant, request.handle)
+                    ask = self.gateways.open[int(request.gateway)].get(request.handle)
+                    if ask is not None:
+                        self._schedulers.overtakes[scheduler].granted(ask.asked.tenant, request.handle)
         worker = self._by_peer.get(action.peer)
         if worker is not None:
-            self.agenda.after(self.setup.link_seconds, worker.receive, action.message, action.arrays)
+            self.agenda.after(
+                self.setup.link_seconds, worker.receive, scheduler, action.message, action.arrays
+            )
 
-    def _to_gateway(self, action: ToGateway) -> None:
+    def _to_gateway(self, scheduler: int, action: ToGateway) -> None:
         message = action.message
         if isinstance(message, Admitted) and message.attempt == 0:
-            ask = self.gateways.open[int(action.peer)][message.handle]
-            self._overtakes.came(ask.asked.tenant, message.handle)
-        self.gateways.receive(action.peer, message)
+            ask = self.gateways.open[int(action.peer)].get(message.handle)
+            if ask is not None and ask.attempt == 0:
+                self._schedulers.overtakes[scheduler].came(ask.asked.tenant, message.handle)
+        self.gateways.receive(scheduler, action.peer, message)
 
     def _on_end(self, ask: Ask) -> None:
-        self._overtakes.left(ask.asked.tenant, ask.handle)
+        self._on_move(ask)
         self.collector.end(ask)
+
+    def _on_move(self, ask: Ask) -> None:
+        self._schedulers.overtakes[ask.place].left(ask.asked.tenant, ask.handle)
 
     def _on_record(self, record: Record) -> None:
         if record.event == "granted":
