@@ -67,6 +67,20 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True):
             "read again when it changes; without any key everyone is let in"
         ),
     ] = None
+    tool_call_parser: Annotated[
+        Literal["auto", "hermes", "llama3", "mistral", "none"],
+        Meta(
+            description="how models write tool calls: hermes also for Qwen; "
+            "auto: by each model's chat template; none: calls stay text"
+        ),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        Literal["auto", "think", "none"],
+        Meta(
+            description="think: what stands in <think> goes to reasoning_content; "
+            "auto: of models whose chat template knows it"
+        ),
+    ] = "auto"
     cors_origins: Annotated[
         tuple[Annotated[str, Meta(pattern=r"^(\*|https?://[^/*]+)$")], ...],
         Meta(

@@ -50,6 +50,7 @@ from sfllm.sockets import PeerUnreachableError, RouterLink
 from sfllm.token_batch import NO_LOGPROBS, Logprobs, TokenBatch
 
 TEMPLATE = (
+    "{% if tools %}{{ tools | length }} tools\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

@@ -217,7 +217,7 @@ def test_tools_that_may_not_be_called_are_shown_as_functions() -> None:
     tools = [{"name": "look", "description": "Looks.", "input_schema": schema}]
     found = translate(QUESTION, tools=tools, tool_choice={"type": "none"})
     function = {"name": "look", "description": "Looks.", "parameters": schema}
-    assert found["tools"] == [{"type": "function", "function": function}]
+    assert msgspec.to_builtins(found["tools"]) == [{"type": "function", "function": function}]
 
 
 @pytest.mark.parametrize(

@@ -97,10 +97,10 @@ ROWS: dict[str, Row] = {
         path=CHAT,
         body={"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
     ),
-    "tools whose calls would have to be found": Row(
-        *(501, "not_implemented_error", "not_supported", "tools"),
+    "a call of a tool that is not there": Row(
+        *(400, "invalid_request_error", "invalid_request", "tool_choice"),
         path=CHAT,
-        body={"messages": MESSAGES, "tools": [{"type": "function", "function": {"name": "f"}}]},
+        body={"messages": MESSAGES, "tool_choice": "required"},
     ),
 }
 

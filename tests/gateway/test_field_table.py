@@ -57,7 +57,7 @@ SENT: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"priority": -3}, {"priority": -3}),
     ({"cache_salt": "tenant"}, {"cache_salt": "tenant"}),
     ({"stop": ["a"] * 16}, {}),
-    ({"user": "somebody", "tools": [], "suffix": "", "response_format": {"type": "text"}}, {}),
+    ({"user": "somebody", "suffix": "", "response_format": {"type": "text"}}, {}),
 ]
 
 # Fields of one endpoint.

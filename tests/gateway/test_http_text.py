@@ -162,14 +162,18 @@ def prompt_of(gateway: GatewayProcess, model: str, **fields: Any) -> str:
     return text
 
 
-def test_a_template_sees_all_roles(many: tuple[GatewayProcess, FakeScheduler]) -> None:
+def test_a_template_that_knows_no_tools_sees_calls_and_results_as_text(
+    many: tuple[GatewayProcess, FakeScheduler],
+) -> None:
     messages = [
         {"role": "system", "content": "s"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
         {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f"}}]},
         {"role": "tool", "content": "t", "tool_call_id": "1"},
     ]
-    expected = "system=s;user=a\nb;assistant=;tool=t;"
+    call = '<tool_call>\n{"name":"f","arguments":{}}\n</tool_call>'
+    result = "<tool_response>\nt\n</tool_response>"
+    expected = f"system=s;user=a\nb;assistant={call};user={result};"
     assert prompt_of(many[0], "plain", messages=messages) == expected
 
 
@@ -183,19 +187,18 @@ def test_a_template_gets_the_requests_arguments(many: tuple[GatewayProcess, Fake
     assert prompt_of(many[0], "arguments", **fields) == "hi1"
 
 
-def test_tools_are_shown_to_the_template_where_no_call_must_be_found(
+def test_tools_are_shown_to_a_template_that_knows_them_and_arguments_as_objects(
     many: tuple[GatewayProcess, FakeScheduler],
 ) -> None:
     gateway, fake = many
     call = {"id": "1", "type": "function", "function": {"name": "look_up", "arguments": '{"x": 1}'}}
     messages = [{"role": "assistant", "tool_calls": [call]}]
     body = {"model": "tools", "messages": messages, "tools": [TOOL], "max_tokens": 1}
-    assert post(gateway, CHAT, {**body, "tool_choice": "none"}).status_code == 200
+    for choice in ({}, {"tool_choice": "auto"}, {"tool_choice": "none"}):
+        assert post(gateway, CHAT, {**body, **choice}).status_code == 200
     shown = bytes(fake.prompts[-1]).decode()
     assert shown.startswith('[{"type": "function", "function": {"name": "look_up"')
     assert '"arguments": {"x": 1}' in shown
-    for choice in ({}, {"tool_choice": "auto"}, {"tool_choice": "required"}):
-        assert error(post(gateway, CHAT, {**body, **choice}), 501)["param"] in {"tools", "tool_choice"}
 
 
 @pytest.mark.parametrize(

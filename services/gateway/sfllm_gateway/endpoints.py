@@ -115,7 +115,7 @@ class Endpoint(NamedTuple):
 
 
 def _chat_answer(request: chat.ChatRequest, generation: Generation, name: str, _arrived: float) -> Answer:
-    return ChatAnswer(_form(request, generation, name), *_usage_options(request))
+    return ChatAnswer(_form(request, generation, name), *_usage_options(request), generation.parsers)
 
 
 def _completion_answer(

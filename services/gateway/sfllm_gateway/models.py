@@ -19,6 +19,7 @@ from sfllm.asset_pull import AssetError
 from sfllm.errors import ErrorCode, ServiceError, quote
 from sfllm.messages import Asset, ModelCard, ModelState
 from sfllm_gateway.detokenize import Detokenizers
+from sfllm_gateway.dialect import Dialect, DialectChoice
 from sfllm_gateway.grammars import GrammarPool, ModelGrammars
 from sfllm_gateway.rendering import ChatTemplate, RenderPool
 from sfllm_gateway.tokenize import TextPool
@@ -47,6 +48,7 @@ class TextTools(NamedTuple):
     template: ChatTemplate | None
     config: dict[str, Any]
     grammars: ModelGrammars
+    dialect: Dialect = Dialect()
 
 
 class LoadedModel(NamedTuple):
@@ -66,11 +68,13 @@ class ModelRegistry:
         renderers: RenderPool,
         grammars: GrammarPool,
         on_change: Callable[[], None],
+        dialects: DialectChoice = DialectChoice(),  # noqa: B008 - immutable
     ) -> None:
         self._pull = pull
         self._pool = pool
         self._renderers = renderers
         self._grammars = grammars
+        self._dialects = dialects
         self._on_change = on_change
         self._states: tuple[ModelState, ...] = ()
         self._by_name: dict[str, ModelState] = {}
@@ -190,7 +194,7 @@ class ModelRegistry:
     async def _load(self, card: ModelCard) -> None:
         try:
             contents = {asset.name: await self._pull(asset) for asset in card.assets}
-            tools = await self._pool.run(lambda: make_tools(contents, self._renderers, self._grammars))
+            tools = await self._pool.run(lambda: self._make_tools(contents))
             if tools.template is not None and (problem := await tools.template.problem()) is not None:
                 log.warning("chat template does not compile, chat is off", reason=problem)
                 tools = tools._replace(template=None)
@@ -205,6 +209,9 @@ class ModelRegistry:
         self._on_change()
         log.info("model ready for requests", model=card.name, aliases=card.aliases)
 
+    def _make_tools(self, contents: dict[str, bytes]) -> TextTools:
+        return make_tools(contents, self._renderers, self._grammars, self._dialects)
+
     def _forget_unused(self) -> None:
         used = {state.card.assets for state in self._states}
         unused = [key for key in self._tools if key not in used]
@@ -213,7 +220,12 @@ class ModelRegistry:
         self._failures = {key: reason for key, reason in self._failures.items() if key in used}
 
 
-def make_tools(files: dict[str, bytes], renderers: RenderPool, grammars: GrammarPool) -> TextTools:
+def make_tools(
+    files: dict[str, bytes],
+    renderers: RenderPool,
+    grammars: GrammarPool,
+    dialects: DialectChoice = DialectChoice(),  # noqa: B008 - immutable
+) -> TextTools:
     """Tokenizer and template from a model's files. Raises whatever their parsers raise."""
     if TOKENIZER not in files:
         raise AssetError(f"the model has no {TOKENIZER}")
@@ -227,6 +239,7 @@ def make_tools(files: dict[str, bytes], renderers: RenderPool, grammars: Grammar
     return TextTools(
         *(tokenizer, Detokenizers(tokenizer), template, config | special_tokens),
         ModelGrammars(grammars, tokenizer),
+        dialects.of(source),
     )
 
 

@@ -62,6 +62,7 @@ class ChatTemplate:
 
     def __init__(self, pool: RenderPool, source: str, special_tokens: dict[str, str]) -> None:
         self.source = source
+        self.knows_tools = "tools" in source
         self._pool = pool
         self._special_tokens = special_tokens
 

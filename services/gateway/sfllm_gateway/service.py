@@ -13,6 +13,7 @@ from sfllm.tracing import open_tracer
 from sfllm_gateway import app
 from sfllm_gateway.assets import AssetLinks
 from sfllm_gateway.changes import Changes
+from sfllm_gateway.dialect import DialectChoice
 from sfllm_gateway.endpoints import GatewayState
 from sfllm_gateway.grammars import GrammarPool
 from sfllm_gateway.http_server import check_certificate, listen, serve_http
@@ -46,7 +47,12 @@ async def serve(settings: GatewaySettings) -> None:
     renderers, grammars = RenderPool(), GrammarPool()
     changes = Changes()
     registry = ModelRegistry(
-        lambda asset: assets.pull(asset, links.holders(asset)), pool, renderers, grammars, changes.tell
+        lambda asset: assets.pull(asset, links.holders(asset)),
+        pool,
+        renderers,
+        grammars,
+        changes.tell,
+        DialectChoice(settings.tool_call_parser, settings.reasoning_parser),
     )
     links = SchedulerLinks(
         *(context, settings.gateway_address, identity),

@@ -8,8 +8,10 @@ import msgspec
 
 from sfllm_gateway.models import LoadedModel
 from sfllm_gateway.openai.body import bad_value, decode_body
-from sfllm_gateway.openai.chat import ChatMessage, Tools, check_messages, render
+from sfllm_gateway.openai.chat import ChatMessage, check_messages, render
+from sfllm_gateway.openai.reasoning import Effort
 from sfllm_gateway.openai.sampling import check_token_ids
+from sfllm_gateway.openai.tool_fields import Tool
 from sfllm_gateway.tokenize import TextPool, decode, encode
 
 MADE_FROM_FILE = "PreTrainedTokenizerFast"
@@ -27,7 +29,8 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Tools | None = None
+    reasoning_effort: Effort | None = None
+    tools: list[Tool] | None = None
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True):
@@ -43,8 +46,7 @@ _detokenize_decoder = msgspec.json.Decoder(DetokenizeRequest)
 
 def decode_tokenize(body: bytes) -> TokenizeRequest:
     """The request. Raises 400 for what can be told without the model."""
-    # Nothing is generated, so that tools need no more than a place in the prompt.
-    request = decode_body(body, _tokenize_decoder, built={"tools"}).request
+    request = decode_body(body, _tokenize_decoder).request
     if (request.prompt is None) == (request.messages is None):
         raise bad_value("prompt", "give either prompt or messages")
     if request.messages is not None:

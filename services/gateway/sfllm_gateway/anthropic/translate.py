@@ -26,7 +26,7 @@ from sfllm_gateway.anthropic.fields import (
 from sfllm_gateway.openai.body import about_field, bad_value, invalid
 from sfllm_gateway.openai.chat import ChatMessage, ChatRequest, ContentPart
 from sfllm_gateway.openai.sampling import stop_strings
-from sfllm_gateway.openai.unbuilt import UNBUILT
+from sfllm_gateway.openai.tool_fields import CalledFunction, ToolCall
 
 SERVED = {
     "user": {"text", "tool_result"},
@@ -80,11 +80,6 @@ def chat_request(request: CountRequest) -> ChatRequest:
         fields |= _output(request.output_config)
     if isinstance(request, MessagesRequest):
         fields |= _sampling(request)
-    shown = fields["tools"] if fields["tool_choice"] == "none" else None
-    for name, value in fields.items():
-        if name in UNBUILT and value is not None and value is not shown and value not in UNBUILT[name]:
-            param = _own_name(name)
-            raise ServiceError(ErrorCode.NOT_SUPPORTED, f"{param}: not supported yet", param=param)
     try:
         return msgspec.convert(fields, ChatRequest)
     except DECODE_ERRORS as error:
@@ -188,12 +183,13 @@ def _assistant(blocks: Sequence[ContentBlock], path: str) -> ChatMessage:
     )
 
 
-def _call(block: ContentBlock, path: str) -> dict[str, Any]:
+def _call(block: ContentBlock, path: str) -> ToolCall:
     try:
         arguments = msgspec.json.encode(block.input).decode()
     except (msgspec.MsgspecError, ValueError, RecursionError, OverflowError) as error:
         raise bad_value(path, f"cannot be passed on ({error})") from error
-    return {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": arguments}}
+    assert block.name is not None
+    return ToolCall(id=block.id, function=CalledFunction(name=block.name, arguments=arguments))
 
 
 def _result_text(block: ContentBlock, path: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -27,13 +27,10 @@ class Body(NamedTuple, Generic[T]):
     ignored: Sequence[str]
 
 
-def decode_body(body: bytes, decoder: msgspec.json.Decoder[T], built: Collection[str] = ()) -> Body[T]:
-    """A request of the decoder's type. Raises 400 naming the field at fault, 501 for what is not built.
-
-    `built` are fields that are built for this kind of request alone.
-    """
+def decode_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> Body[T]:
+    """A request of the decoder's type. Raises 400 naming the field at fault, 501 for what is not built."""
     fields = decode_fields(body)
-    refuse_unbuilt({name: raw for name, raw in fields.items() if name not in built})
+    refuse_unbuilt(fields)
     try:
         request = decoder.decode(body)
     except DECODE_ERRORS as error:

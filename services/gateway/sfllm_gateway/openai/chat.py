@@ -9,10 +9,15 @@ import msgspec
 from msgspec import Meta
 
 from sfllm.errors import ErrorCode, ServiceError, quote
+from sfllm.wire import DECODE_ERRORS
 from sfllm_gateway.generation import Generation, Prompts
 from sfllm_gateway.models import LoadedModel
+from sfllm_gateway.openai.answer_grammar import answer_grammar
 from sfllm_gateway.openai.body import bad_value
+from sfllm_gateway.openai.conversation import shown_tools, with_objects, without_tools
 from sfllm_gateway.openai.fields import TextFields, TopCount
+from sfllm_gateway.openai.reading import reading_of
+from sfllm_gateway.openai.reasoning import Effort, template_variables
 from sfllm_gateway.openai.sampling import (
     BadWords,
     check_text_fields,
@@ -22,10 +27,10 @@ from sfllm_gateway.openai.sampling import (
     stop_strings,
     truncate,
 )
-from sfllm_gateway.openai.structured import form_of, grammar_of
+from sfllm_gateway.openai.structured import form_of
+from sfllm_gateway.openai.tool_fields import Tool, ToolCall, ToolChoice
+from sfllm_gateway.openai.tools import calls_of
 from sfllm_gateway.tokenize import TextPool, encode
-
-Tools = Annotated[list[dict[str, Any]], Meta(description="shown to the chat template, with tool_choice none")]
 
 
 class TemplateFields(Protocol):
@@ -34,7 +39,8 @@ class TemplateFields(Protocol):
     add_generation_prompt: bool | None
     continue_final_message: bool | None
     chat_template_kwargs: dict[str, Any] | None
-    tools: list[dict[str, Any]] | None
+    reasoning_effort: Effort | None
+    tools: list[Tool] | None
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
@@ -52,7 +58,7 @@ class ChatMessage(msgspec.Struct, kw_only=True, omit_defaults=True):
     name: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
 
 
@@ -63,7 +69,13 @@ class ChatRequest(TextFields, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: Tools | None = None
+    tools: list[Tool] | None = None
+    tool_choice: (
+        Annotated[str | ToolChoice, Meta(description="auto, none, required, or a function")] | None
+    ) = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+    include_reasoning: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[TopCount, Meta(description="only with logprobs")] | None = None
 
@@ -75,6 +87,7 @@ def check(request: ChatRequest) -> None:
     """Raise 400 or 501 for what can be told without the model."""
     check_text_fields(request)
     check_messages(request.messages, request)
+    calls_of(request)
     if request.top_logprobs and not request.logprobs:
         raise bad_value("top_logprobs", "only allowed together with logprobs")
 
@@ -92,6 +105,8 @@ def check_messages(messages: Sequence[ChatMessage], fields: TemplateFields) -> N
 def _check_message(message: ChatMessage, path: str) -> None:
     if message.content is None and message.role != "assistant":
         raise bad_value(f"{path}.content", f"a message of role {message.role} needs content")
+    for number, call in enumerate(message.tool_calls or ()):
+        _check_call(call, f"{path}.tool_calls[{number}].function.arguments")
     if not isinstance(message.content, list):
         return
     for number, part in enumerate(message.content):
@@ -106,6 +121,19 @@ def _check_message(message: ChatMessage, path: str) -> None:
             raise bad_value(f"{where}.text", "a text part needs text")
 
 
+def _check_call(call: ToolCall, param: str) -> None:
+    """Raise 400 for arguments that are no object, which no template could show as one."""
+    arguments = call.function.arguments
+    if not arguments or isinstance(arguments, dict):
+        return
+    try:
+        value = msgspec.json.decode(arguments)
+    except DECODE_ERRORS as error:
+        raise bad_value(param, "must be the text of a JSON object") from error
+    if not isinstance(value, dict):
+        raise bad_value(param, "must be the text of a JSON object")
+
+
 async def render(messages: Sequence[ChatMessage], fields: TemplateFields, model: LoadedModel) -> str:
     """The prompt of a conversation. Raises 400 for a model without template, or one that refuses."""
     template = model.text.template
@@ -117,18 +145,22 @@ async def render(messages: Sequence[ChatMessage], fields: TemplateFields, model:
         )
     continuing = bool(fields.continue_final_message)
     adds_prompt = not continuing if fields.add_generation_prompt is None else fields.add_generation_prompt
+    shown = with_objects([msgspec.to_builtins(message) for message in messages])
+    if not template.knows_tools:
+        shown = without_tools(shown, fields.tools)
     return await template.render(
-        [msgspec.to_builtins(message) for message in messages],
+        shown,
         add_generation_prompt=adds_prompt,
         continue_final_message=continuing,
-        tools=fields.tools or None,
-        extra=fields.chat_template_kwargs,
+        tools=shown_tools(fields.tools) if template.knows_tools else None,
+        extra=template_variables(fields.reasoning_effort, fields.chat_template_kwargs),
     )
 
 
 async def prepare(request: ChatRequest, model: LoadedModel, pool: TextPool) -> Generation:
     """Render, tokenize and resolve defaults. Raises 400 for what does not fit the model."""
     text = await render(request.messages, request, model)
+    reading = reading_of(request, text, model)
     limits = limits_of(request, None)
 
     def tokens() -> tuple[Prompts, BadWords]:
@@ -139,7 +171,7 @@ async def prepare(request: ChatRequest, model: LoadedModel, pool: TextPool) -> G
         return cut, encode_bad_words(tokenizer, request.bad_words)
 
     prompts, bad_words = await pool.run(tokens)
-    grammar = await grammar_of(form_of(request), model)
+    grammar = await answer_grammar(form_of(request), reading.calls, reading.form, reading.thinking, model)
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     sampling = make_sampling(
         *(request, model.card, limits.resolve(model.card, len(prompts[0]), "messages"), bad_words),
@@ -154,11 +186,12 @@ async def prepare(request: ChatRequest, model: LoadedModel, pool: TextPool) -> G
         samplings=[sampling],
         stops=stop_strings(request.stop),
         include_stop=bool(request.include_stop_str_in_output),
-        skip_special_tokens=request.skip_special_tokens is not False,
+        skip_special_tokens=request.skip_special_tokens is not False and not reading.needs_special_tokens,
         priority=request.priority or 0,
         stream=bool(request.stream),
         seeded=request.seed is not None,
         cache_salt=request.cache_salt or "",
         logprobs=logprobs,
         prompt_logprobs=request.prompt_logprobs,
+        parsers=reading.parsers,
     )

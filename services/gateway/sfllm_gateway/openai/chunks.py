@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from sfllm.errors import ServiceError
 from sfllm_gateway.generation import Update, Usage
 from sfllm_gateway.http_io import DONE, failed_stream
+from sfllm_gateway.openai.chat_parts import ChoiceParts, delta_json
 from sfllm_gateway.openai.responses import SYSTEM_FINGERPRINT, AnswerForm, chat_body, completion_body
 from sfllm_gateway.openai.token_json import chat_logprobs, completion_logprobs
+from sfllm_gateway.parsing.deltas import OutputParser
 
 _encode = msgspec.json.Encoder().encode
 
@@ -73,6 +75,16 @@ class ChatAnswer(_EventAnswer):
 
     object_name = b"chat.completion.chunk"
 
+    def __init__(
+        self,
+        form: AnswerForm,
+        include_usage: bool,
+        continuous_usage: bool,
+        make_parser: Callable[[], OutputParser] | None = None,
+    ) -> None:
+        super().__init__(form, include_usage, continuous_usage)
+        self._parts = None if make_parser is None else ChoiceParts(make_parser)
+
     def first(self, choices: int) -> bytes:
         """The role, once for every choice."""
         return b"".join([self._role(index) for index in range(choices)])
@@ -80,6 +92,11 @@ class ChatAnswer(_EventAnswer):
     def event(self, update: Update) -> bytes:
         """Further text, and the reason with the last of it."""
         delta = b'{"content":%s}' % _encode(update.text) if update.text else b"{}"
+        if self._parts is not None:
+            part = self._parts.read(update)
+            if part is None:
+                return b""
+            delta, update = _encode(delta_json(part.delta)), part.update
         logprobs = b"null"
         if update.logprobs:
             logprobs = _encode(chat_logprobs(update.logprobs, self._form.names))
@@ -87,7 +104,8 @@ class ChatAnswer(_EventAnswer):
 
     def whole(self, updates: Sequence[Update], usage: Usage) -> bytes:
         """The whole answer."""
-        return chat_body(self._form, updates, usage)
+        parts = None if self._parts is None else [self._parts.read(update) for update in updates]
+        return chat_body(self._form, updates, usage, parts)
 
     def _role(self, index: int) -> bytes:
         choice = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,' % index

@@ -9,6 +9,7 @@ import msgspec
 
 from sfllm.messages import ModelCard
 from sfllm_gateway.generation import Prompts, Update, Usage
+from sfllm_gateway.openai.chat_parts import Part, message_json
 from sfllm_gateway.openai.token_json import (
     TokenNames,
     chat_logprobs,
@@ -36,17 +37,23 @@ class AnswerForm(NamedTuple):
     n: int = 1
 
 
-def chat_body(form: AnswerForm, updates: Sequence[Update], usage: Usage) -> bytes:
-    """A `chat.completion`."""
+def chat_body(
+    form: AnswerForm, updates: Sequence[Update], usage: Usage, parts: Sequence[Part | None] | None = None
+) -> bytes:
+    """A `chat.completion`. `parts` are what the updates turned out to be, None where all is content."""
+    messages = [{"role": "assistant", "content": update.text, "refusal": None} for update in updates]
+    if parts is not None:
+        read = [part for part in parts if part is not None]
+        messages, updates = [message_json(part.delta) for part in read], [part.update for part in read]
     choices = [
         {
             "index": update.choice,
-            "message": {"role": "assistant", "content": update.text, "refusal": None},
+            "message": message,
             "logprobs": None if update.logprobs is None else chat_logprobs(update.logprobs, form.names),
             "finish_reason": update.finish_reason,
             **_token_ids(form, update),
         }
-        for update in updates
+        for message, update in zip(messages, updates, strict=True)
     ]
     more: dict[str, Any] = {}
     if form.prompts is not None:

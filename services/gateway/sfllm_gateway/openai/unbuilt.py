@@ -23,20 +23,15 @@ UNBUILT: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "grammar": (),
-    "include_reasoning": (True,),
     "json_schema": (),
     "length_penalty": (1,),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "prediction": (),
-    "reasoning_effort": (),
     "regex": (),
     "return_logprob": (False,),
     "store": (False,),
     "structural_tag": (),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "use_beam_search": (False,),
     "web_search_options": (),
 }
@@ -48,7 +43,7 @@ def refuse_unbuilt(fields: Mapping[str, msgspec.Raw], path: str = "") -> None:
     `path` is where the fields are inside the body, such as "sampling_params.".
     """
     for name, raw in fields.items():
-        if name not in UNBUILT or (name == "tools" and _forbids_calls(fields)):
+        if name not in UNBUILT:
             continue
         try:
             value = msgspec.json.decode(raw)
@@ -60,11 +55,6 @@ def refuse_unbuilt(fields: Mapping[str, msgspec.Raw], path: str = "") -> None:
             raise ServiceError(
                 ErrorCode.NOT_SUPPORTED, f"{path}{name} is not supported yet", param=path + name
             )
-
-
-def _forbids_calls(fields: Mapping[str, msgspec.Raw]) -> bool:
-    """Whether tools are only shown to the chat template: no call has to be found in the output."""
-    return bytes(fields.get("tool_choice", b"")).strip() == b'"none"'
 
 
 def _same(value: Any, neutral: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from sfllm.errors import quote
 from sfllm_gateway.openai.body import bad_value
 from sfllm_gateway.openai.chat import ChatMessage, ContentPart
+from sfllm_gateway.openai.tool_fields import CalledFunction, ToolCall
 from sfllm_gateway.responses_api.fields import KEEPS_NOTHING, Item, Part, ResponsesRequest, unsupported
 
 INPUT_TEXT = frozenset({"input_text", "text"})
@@ -97,10 +98,12 @@ class _Reader:
             if getattr(item, name) is None:
                 raise bad_value(f"{path}.{name}", "a function_call needs it")
         assert item.call_id is not None
+        assert item.name is not None
+        assert item.arguments is not None
         self._calls.add(item.call_id)
         turn = self._assistant(path, begun=())
-        function = {"name": item.name, "arguments": item.arguments}
-        call = {"id": item.call_id, "type": "function", "function": function}
+        function = CalledFunction(name=item.name, arguments=item.arguments)
+        call = ToolCall(id=item.call_id, function=function)
         turn.tool_calls = [*(turn.tool_calls or ()), call]
 
     def _result(self, item: Item, path: str) -> None:

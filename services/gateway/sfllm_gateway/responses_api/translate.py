@@ -12,7 +12,6 @@ from sfllm.errors import ServiceError, quote
 from sfllm.wire import DECODE_ERRORS
 from sfllm_gateway.openai.body import about_field, bad_value, invalid
 from sfllm_gateway.openai.chat import ChatRequest
-from sfllm_gateway.openai.unbuilt import UNBUILT
 from sfllm_gateway.responses_api.fields import (
     LOGPROBS,
     AllowedTool,
@@ -81,10 +80,6 @@ def translate(request: ResponsesRequest) -> Translation:
     fields["tools"] = [_function(tools[number], f"tools[{number}]") for number in numbers] or None
     fields["tool_choice"] = choice
     translation = Translation(ChatRequest(messages=messages), origins, numbers)
-    for name, value in fields.items():
-        shown_only = name == "tools" and choice == "none"
-        if name in UNBUILT and value is not None and value not in UNBUILT[name] and not shown_only:
-            raise translation.renamed(unsupported(name, "not supported yet"))
     try:
         return translation._replace(chat=msgspec.convert(fields, ChatRequest))
     except DECODE_ERRORS as error:
