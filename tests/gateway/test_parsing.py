@@ -242,6 +242,7 @@ PARTS = st.sampled_from(
 @given(st.sampled_from(list(FORMATS.values())), st.lists(PARTS, max_size=8), st.lists(st.integers(0, 400)))
 @settings(max_examples=600, deadline=None)
 @example(LLAMA3, [" ", "{", "word"], [1, 2])
+@example(LLAMA3, ['{"name": "add", "parameters": {"x": 1}}word<|python_tag|> ', '"'], [58])
 @example(MISTRAL, ["[TOOL_CALLS]", "get", "[ARGS]", "{", '"'], [13, 16])
 def test_the_outcome_does_not_depend_on_the_pieces(
     form: CallFormat, parts: list[str], cuts: list[int]

@@ -147,23 +147,21 @@ class ToolCallParser:
         self._text = self._text[count:]
 
     def _read_before(self) -> bool:
-        rest = self._text.lstrip(SPACE)
-        space = len(self._text) - len(rest)
-        if not rest:
-            self._advance(space, space)
+        space = len(self._text) - len(self._text.lstrip(SPACE))
+        self._advance(space, space)
+        if not self._text:
             return False
-        if rest[0] == "[" and self._form.bracket and not self._listed:
-            self._listed = True
-            self._advance(space + 1, space + 1)
-            return True
-        if rest[0] == "{":
+        if self._text[0] == "{":
             self._mode = _Mode.OBJECT
-        elif self._form.named and not self._listed:
+        elif self._listed:
+            self._give_up()
+        elif self._text[0] == "[" and self._form.bracket:
+            self._listed = True
+            self._advance(1, 1)
+        elif self._form.named:
             self._mode = _Mode.NAME
         else:
             self._give_up()
-            return True
-        self._advance(space, space)
         return True
 
     def _read_name(self) -> bool:
