@@ -27,6 +27,10 @@ TEMPLATES = {
     "thinking": "{% if tools %}{% endif %}{% set t = '</think>' %}" + ECHO,
     "inside": "{% if tools %}{% endif %}{% set t = '</think>' %}" + ECHO + "|<think>\n",
     "effort": "{% set t = '</think>' %}say:{{ reasoning_effort }} {{ enable_thinking }}",
+    "llama history": "{% if tools %}{% set t = '<|python_tag|>' %}{% endif %}"
+    "{% for m in messages %}{{ m.role }}:{{ m.tool_calls | length }} {% endfor %}",
+    "mistral history": "{% if tools %}{% set t = '[TOOL_CALLS]' %}{% endif %}{% for m in messages %}"
+    "{% for c in m.tool_calls %}{{ c.id }} {% endfor %}{{ m.tool_call_id }} {% endfor %}",
     "plain": "{% for m in messages %}{{ m.role }}={{ m.content }};{% endfor %}",
 }
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -224,6 +228,9 @@ def test_thinking_stays_free_before_a_form_and_before_calls(
         assert accepts(grammar, before + '{"city": "Oslo"}')
         assert not accepts(grammar, before + "Oslo")
         assert accepts(grammar_of(many, model, tools=TOOLS, tool_choice="required"), before + CALL)
+        own = grammar_of(many, model, structured_outputs={"grammar": 'start: "x"'})
+        assert accepts(own, before + "x")
+        assert not accepts(own, before + "y")
 
 
 def test_beside_tools_an_answer_is_of_its_form_or_a_call(many: Many) -> None:
@@ -231,11 +238,34 @@ def test_beside_tools_an_answer_is_of_its_form_or_a_call(many: Many) -> None:
         ({"response_format": {"type": "json_object"}}, '{"a": 1}'),
         ({"structured_outputs": {"regex": r"\d+/\d+"}}, "22/7"),
         ({"structured_outputs": {"choice": ["yes", "no"]}}, "no"),
+        ({"structured_outputs": {"grammar": 'start: "x" "y"?'}}, "xy"),
     ):
         grammar = grammar_of(many, "hermes", tools=TOOLS, **fields)
         assert accepts(grammar, right)
         assert accepts(grammar, CALL)
         assert not accepts(grammar, "Oslo")
+
+
+def test_arguments_are_an_object_whatever_a_schema_leaves_open(many: Many) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    grammar = grammar_of(many, "llama", tools=tools, tool_choice="required")
+    assert accepts(grammar, '{"name": "f", "parameters": {"a": 1}}')
+    assert not accepts(grammar, '{"name": "f", "parameters": 5}')
+
+
+def test_histories_are_told_as_each_family_takes_them(many: Many) -> None:
+    calls = [{"id": f"call_{n}", "type": "function", "function": {"name": "stop"}} for n in range(2)]
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "I stop.", "tool_calls": calls},
+        {"role": "tool", "tool_call_id": "call_1", "content": "done"},
+    ]
+    ask(many, "llama history", "", messages=messages, tools=TOOLS[1:], max_tokens=1)
+    assert bytes(many[1].prompts[-1]).decode() == "user:0 assistant:1 assistant:1 tool:0 "
+    ask(many, "mistral history", "", messages=messages, tools=TOOLS[1:], max_tokens=1)
+    shown = bytes(many[1].prompts[-1]).decode().split()
+    assert [len(name) for name in shown] == [9, 9, 9]
+    assert shown[0] != shown[1] == shown[2]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,11 @@ from sfllm_gateway.parsing.formats import FORMATS, HERMES, CallFormat, format_of
 from sfllm_gateway.parsing.think import CLOSER
 
 
+def knows_tools(template: str) -> bool:
+    """Whether a chat template shows tools to its model."""
+    return "tools" in template
+
+
 class Dialect(NamedTuple):
     """`calls`: tool calls are looked for, in this `form`. `thinks`: answers may begin with thinking."""
 
@@ -22,8 +27,8 @@ class DialectChoice(NamedTuple):
     tool_calls: str = "auto"
     reasoning: str = "auto"
 
-    def of(self, template: str | None) -> Dialect:
+    def of(self, template: str) -> Dialect:
         """The dialect of a model with this chat template."""
-        form = FORMATS.get(self.tool_calls) or format_of(template or "")
-        thinks = CLOSER in (template or "") if self.reasoning == "auto" else self.reasoning == "think"
+        form = FORMATS.get(self.tool_calls) or (format_of(template) if knows_tools(template) else HERMES)
+        thinks = CLOSER in template if self.reasoning == "auto" else self.reasoning == "think"
         return Dialect(form, self.tool_calls != "none", thinks)

@@ -239,7 +239,7 @@ def make_tools(
     return TextTools(
         *(tokenizer, Detokenizers(tokenizer), template, config | special_tokens),
         ModelGrammars(grammars, tokenizer),
-        dialects.of(source),
+        dialects.of(source or ""),
     )
 
 

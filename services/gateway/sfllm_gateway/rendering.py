@@ -12,6 +12,7 @@ import msgspec
 import structlog
 
 from sfllm.errors import ErrorCode, ServiceError
+from sfllm_gateway.dialect import knows_tools
 from sfllm_gateway.helpers import HelperBusyError, HelperPool
 from sfllm_gateway.prompt import RenderJob, RenderResult
 
@@ -62,7 +63,7 @@ class ChatTemplate:
 
     def __init__(self, pool: RenderPool, source: str, special_tokens: dict[str, str]) -> None:
         self.source = source
-        self.knows_tools = "tools" in source
+        self.knows_tools = knows_tools(source)
         self._pool = pool
         self._special_tokens = special_tokens
 

@@ -11,7 +11,7 @@ from sfllm_gateway.openai.body import bad_value, decode_body
 from sfllm_gateway.openai.chat import ChatMessage, check_messages, render
 from sfllm_gateway.openai.reasoning import Effort
 from sfllm_gateway.openai.sampling import check_token_ids
-from sfllm_gateway.openai.tool_fields import Tool
+from sfllm_gateway.openai.tool_fields import Tool, ToolChoice
 from sfllm_gateway.tokenize import TextPool, decode, encode
 
 MADE_FROM_FILE = "PreTrainedTokenizerFast"
@@ -31,6 +31,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Effort | None = None
     tools: list[Tool] | None = None
+    tool_choice: str | ToolChoice | None = None
 
 
 class DetokenizeRequest(msgspec.Struct, kw_only=True):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
-from llguidance import regex_to_lark
 
 from sfllm_gateway.models import LoadedModel
 from sfllm_gateway.openai.structured import Form, grammar_of
 from sfllm_gateway.openai.tools import Calls, calls_lark, parameters_of
 from sfllm_gateway.parsing.formats import CallFormat
 from sfllm_gateway.parsing.think import CLOSER, OPENER
+
+_encode = msgspec.json.Encoder().encode
 
 
 class Thinking(NamedTuple):
@@ -29,40 +29,38 @@ async def answer_grammar(
 
     Where a call must be made, it is the answer, whatever its form should have been otherwise.
     """
+    rules = "" if calls is None else await _call_rules(calls, call_format, model)
     if calls is not None and calls.required:
-        for place, function in calls.functions:
-            param = f"tools[{place}].function.parameters"
-            await model.text.grammars.compile(
-                "json", msgspec.json.encode(parameters_of(function)).decode(), param
-            )
-        lark = _after_thinking("calls", calls_lark(calls, call_format, model.text.tokenizer), thinking)
-        return await model.text.grammars.compile("grammar", lark, "tools")
+        return _composed(_after_thinking("calls", rules, thinking))
     if form is None:
         return ""
     grammar = await grammar_of(form, model)
     if calls is None and not thinking.possible:
         return grammar
-    rules = _form_rules(form)
-    if rules is None:  # a grammar of the client's own says all of the answer
-        return grammar
-    start = "answer"
-    if calls is not None:
-        start, rules = "(answer | calls)", rules + calls_lark(calls, call_format, model.text.tokenizer)
-    return await model.text.grammars.compile("grammar", _after_thinking(start, rules, thinking), form.param)
+    start = "@answer" if calls is None else "(@answer | calls)"
+    return _composed(_after_thinking(start, rules, thinking), answer=grammar)
 
 
-def _form_rules(form: Form) -> str | None:
-    """The rule `answer` for a form that can be a part of a grammar."""
-    match form.kind:
-        case "json":
-            schema = {**msgspec.json.decode(form.text), "x-guidance": {"whitespace_pattern": form.whitespace}}
-            return f"answer: %json {msgspec.json.encode(schema).decode()}\n"
-        case "choice":
-            return f"answer: {' | '.join(map(json.dumps, msgspec.json.decode(form.text)))}\n"
-        case "regex":
-            return f"answer: /{regex_to_lark(form.text, use_ascii='')}/\n"
-        case _:
-            return None
+async def _call_rules(calls: Calls, call_format: CallFormat, model: LoadedModel) -> str:
+    """The rules of calls, tried out. Raises 400 naming the schema at fault."""
+    for place, function in calls.functions:
+        param = f"tools[{place}].function.parameters"
+        await model.text.grammars.compile("json", _encode(parameters_of(function)).decode(), param)
+    rules = calls_lark(calls, call_format, model.text.tokenizer)
+    await model.text.grammars.compile("grammar", f"start: calls\n{rules}", "tools")
+    return rules
+
+
+def _composed(lark: str, **named: str) -> str:
+    """A Lark grammar that calls compiled ones by their names, in llguidance's form."""
+    grammars: list[dict[str, Any]] = [{"lark_grammar": lark}]
+    for name, grammar in named.items():
+        if grammar.lstrip().startswith("{"):
+            (part,) = msgspec.json.decode(grammar)["grammars"]
+        else:
+            part = {"lark_grammar": grammar}
+        grammars.append({**part, "name": name})
+    return _encode({"grammars": grammars}).decode()
 
 
 def _after_thinking(start: str, rules: str, thinking: Thinking) -> str:

@@ -14,7 +14,7 @@ from sfllm_gateway.generation import Generation, Prompts
 from sfllm_gateway.models import LoadedModel
 from sfllm_gateway.openai.answer_grammar import answer_grammar
 from sfllm_gateway.openai.body import bad_value
-from sfllm_gateway.openai.conversation import shown_tools, with_objects, without_tools
+from sfllm_gateway.openai.conversation import as_taught, shown_tools, with_objects, without_tools
 from sfllm_gateway.openai.fields import TextFields, TopCount
 from sfllm_gateway.openai.reading import reading_of
 from sfllm_gateway.openai.reasoning import Effort, template_variables
@@ -41,6 +41,7 @@ class TemplateFields(Protocol):
     chat_template_kwargs: dict[str, Any] | None
     reasoning_effort: Effort | None
     tools: list[Tool] | None
+    tool_choice: str | ToolChoice | None
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
@@ -146,8 +147,10 @@ async def render(messages: Sequence[ChatMessage], fields: TemplateFields, model:
     continuing = bool(fields.continue_final_message)
     adds_prompt = not continuing if fields.add_generation_prompt is None else fields.add_generation_prompt
     shown = with_objects([msgspec.to_builtins(message) for message in messages])
-    if not template.knows_tools:
-        shown = without_tools(shown, fields.tools)
+    if template.knows_tools:
+        shown = as_taught(shown, model.text.dialect.form)
+    else:
+        shown = without_tools(shown, None if fields.tool_choice == "none" else fields.tools)
     return await template.render(
         shown,
         add_generation_prompt=adds_prompt,

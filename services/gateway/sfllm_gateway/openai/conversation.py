@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from sfllm_gateway.openai.tool_fields import Tool
-from sfllm_gateway.parsing.formats import HERMES
+from sfllm_gateway.parsing.formats import HERMES, LLAMA3, MISTRAL, CallFormat
+
+MISTRAL_ID_LENGTH = 9
 
 TOOLS_TEXT = """You can call functions to help with what the user asks.
 These are the functions, as JSON in <tools></tools>:
@@ -39,6 +42,37 @@ def with_objects(messages: Messages) -> Messages:
             if isinstance(arguments, str):
                 call["function"]["arguments"] = msgspec.json.decode(arguments)
     return messages
+
+
+def as_taught(messages: Messages, form: CallFormat) -> Messages:
+    """The conversation as a family's templates take it.
+
+    Llama's refuse several calls in a message, Mistral's refuse ids that are not nine letters and digits.
+    """
+    if form is LLAMA3:
+        return [single for message in messages for single in _single_calls(message)]
+    if form is MISTRAL:
+        for message in messages:
+            for call in message.get("tool_calls") or ():
+                call["id"] = _nine(call.get("id"))
+            if message.get("tool_call_id") is not None:
+                message["tool_call_id"] = _nine(message["tool_call_id"])
+    return messages
+
+
+def _single_calls(message: dict[str, Any]) -> Messages:
+    calls = message.get("tool_calls") or ()
+    if len(calls) < 2:
+        return [message]
+    first, *others = ({**message, "tool_calls": [call]} for call in calls)
+    return [first, *({**other, "content": None} for other in others)]
+
+
+def _nine(name: str | None) -> str:
+    """An id of nine letters and digits, the same for the same id."""
+    if name is not None and len(name) == MISTRAL_ID_LENGTH and name.isascii() and name.isalnum():
+        return name
+    return hashlib.sha256((name or "").encode("utf-8", "surrogatepass")).hexdigest()[:MISTRAL_ID_LENGTH]
 
 
 def without_tools(messages: Messages, tools: Sequence[Tool] | None) -> Messages:

@@ -50,6 +50,9 @@ def calls_of(fields: ToolFields) -> Calls | None:
     tools, choice = fields.tools or [], fields.tool_choice
     functions = list(enumerate(tool.function for tool in tools))
     names = [function.name for _, function in functions]
+    for index, (_, function) in enumerate(functions):
+        if parameters_of(function)["type"] != "object":
+            raise bad_value(f"tools[{index}].function.parameters", "arguments are of type object")
     for index, name in enumerate(names):
         if name in names[:index]:
             raise bad_value(f"tools[{index}].function.name", "another function has this name")
@@ -89,8 +92,8 @@ def _named(
 
 
 def parameters_of(function: Function) -> dict[str, Any]:
-    """The schema of a function's arguments."""
-    return NO_PARAMETERS if function.parameters is None else function.parameters
+    """The schema of a function's arguments, which are always an object."""
+    return NO_PARAMETERS if function.parameters is None else {"type": "object", **function.parameters}
 
 
 def calls_lark(calls: Calls, form: CallFormat, tokenizer: Tokenizer) -> str:
