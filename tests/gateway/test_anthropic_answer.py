@@ -142,6 +142,15 @@ def test_the_parser_says_why_it_ended(reason: str, told: str) -> None:
     assert json.loads(answer(script).whole([update("say", "stop")], Usage(3, 4)))["stop_reason"] == told
 
 
+def test_a_call_is_the_reason_even_where_the_client_named_it() -> None:
+    """Parsers give "stop" for a call that was named, as OpenAI does."""
+    script = Script(STEPS, reason="stop")
+    events = streamed(answer(script), ["call", "args", "rest"])
+    assert events[-2]["delta"]["stop_reason"] == "tool_use"
+    whole = answer(script).whole([update("call,args,rest", "stop")], Usage(3, 4))
+    assert json.loads(whole)["stop_reason"] == "tool_use"
+
+
 def test_a_call_that_was_cut_off_is_left_out_of_a_whole_answer() -> None:
     whole = answer(Script(STEPS)).whole([update("say,on,call,args", "length")], Usage(3, 4))
     found = json.loads(whole)

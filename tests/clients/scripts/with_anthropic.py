@@ -35,7 +35,9 @@ calling = REQUEST | {"messages": question, "max_tokens": 200, "tools": [TOOL]}
 named = {"type": "tool", "name": "get_weather"}
 called = client.messages.create(**calling, tool_choice=named)
 [use] = [block for block in called.content if block.type == "tool_use"]
-with client.messages.stream(**calling, tool_choice={"type": "any"}) as stream:
+with client.messages.stream(
+    **calling, tool_choice={"type": "any", "disable_parallel_tool_use": True}
+) as stream:
     streamed_call = stream.get_final_message()
 [streamed_use] = [block for block in streamed_call.content if block.type == "tool_use"]
 result = {"type": "tool_result", "tool_use_id": use.id, "content": "19 degrees and sunny"}

@@ -36,7 +36,9 @@ completed = OpenAI(model=MODEL, temperature=0, max_tokens=8, max_retries=0).invo
 
 longer = ChatOpenAI(model=MODEL, temperature=0, max_tokens=200, max_retries=0)
 structured = longer.with_structured_output(City, method="json_schema").invoke("Describe Paris.")
-calling = longer.bind_tools([get_weather], tool_choice="get_weather").invoke("What is the weather in Paris?")
+calling = longer.bind_tools([get_weather], tool_choice="get_weather", strict=True).invoke(
+    "What is the weather in Paris?"
+)
 [call] = calling.tool_calls
 
 print(

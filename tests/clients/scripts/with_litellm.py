@@ -58,7 +58,8 @@ for wrong in ({"model": "hosted_vllm/nobody-has-this"}, {"temperature": 9}, {"ap
 
 longer = request | {"max_tokens": 200}
 structured = litellm.completion(**longer, response_format=City).choices[0].message.content
-[call] = litellm.completion(**longer, tools=[TOOL], tool_choice="required").choices[0].message.tool_calls
+calling = litellm.completion(**longer, tools=[TOOL], tool_choice="required", parallel_tool_calls=False)
+[call] = calling.choices[0].message.tool_calls
 
 print(
     json.dumps(

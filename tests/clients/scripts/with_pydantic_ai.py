@@ -17,7 +17,7 @@ from pydantic_ai.tools import ToolDefinition
 
 TURNS = ["find_station", "get_weather", "final_result"]
 MODEL = OpenAIChatModel(os.environ["SERVER_MODEL"])
-SETTINGS = {"temperature": 0, "max_tokens": 200}
+SETTINGS = {"temperature": 0, "max_tokens": 200, "parallel_tool_calls": False}
 
 
 class Weather(BaseModel):
@@ -56,7 +56,7 @@ def get_weather(station: Annotated[int, Field(ge=0, le=999)]) -> str:
 
 async def streamed(agent: Agent) -> list[str]:
     async with agent.run_stream("What is the capital of France?") as result:
-        return [text async for text in result.stream_text(delta=True)]
+        return [text async for text in result.stream_text(delta=True, debounce_by=None)]
 
 
 loop = looping.run_sync("What is the weather in Paris?")

@@ -16,7 +16,7 @@ from sfllm.errors import ServiceError
 from sfllm.wire import DECODE_ERRORS
 from sfllm_gateway.anthropic.errors import error_fields
 from sfllm_gateway.generation import Generation, Update, Usage
-from sfllm_gateway.parsing.deltas import CallDelta, Delta, OutputParser, PlainParser
+from sfllm_gateway.parsing.deltas import CallDelta, Delta, PlainParser
 
 ID_PREFIX = "msg_"
 
@@ -72,8 +72,9 @@ class MessagesAnswer:
         """What the text turned out to be, and the end of the last block with the last of it."""
         events = self._blocks.events(self._parser.feed(update.text))
         if update.finish_reason is not None:
-            rest, self._ending = _finish(self._parser, update)
+            rest, reason = self._parser.finish(update.finish_reason)
             events += self._blocks.events(rest) + self._blocks.close()
+            self._ending = _ending(update, reason, self._blocks.called)
         return b"".join(events)
 
     def last(self, usage: Usage) -> bytes:
@@ -89,19 +90,19 @@ class MessagesAnswer:
         """The message."""
         (update,) = updates
         first = self._parser.feed(update.text)
-        rest, ending = _finish(self._parser, update)
-        content = self._blocks.whole(
-            first.content + rest.content, first.reasoning + rest.reasoning, [*first.calls, *rest.calls]
-        )
+        rest, reason = self._parser.finish(update.finish_reason or "stop")
+        calls = [*first.calls, *rest.calls]
+        content = self._blocks.whole(first.content + rest.content, first.reasoning + rest.reasoning, calls)
+        ending = _ending(update, reason, any(block["type"] == "tool_use" for block in content))
         return _encode({**self._message, "content": content, **ending, "usage": usage_json(usage)})
 
 
-def _finish(parser: OutputParser, update: Update) -> tuple[Delta, dict[str, Any]]:
-    """What the parser held back, and why the message ended."""
-    rest, reason = parser.finish(update.finish_reason or "stop")
+def _ending(update: Update, reason: str, called: bool) -> dict[str, Any]:
+    """Why the message ended. Here a call is the reason even where the client said which to make."""
     if reason == "stop" and isinstance(update.matched, str):
-        return rest, {"stop_reason": "stop_sequence", "stop_sequence": update.matched}
-    return rest, {"stop_reason": STOP_REASONS[reason], "stop_sequence": None}
+        return {"stop_reason": "stop_sequence", "stop_sequence": update.matched}
+    kind = "tool_calls" if called and reason == "stop" else reason
+    return {"stop_reason": STOP_REASONS[kind], "stop_sequence": None}
 
 
 class _Blocks:
@@ -111,6 +112,7 @@ class _Blocks:
         self._hides_thinking = hides_thinking
         self._index = -1
         self._kind: tuple[str, int] | None = None
+        self.called = False
 
     def events(self, delta: Delta) -> list[bytes]:
         """The events of further output; thinking comes before text, and text before calls."""
@@ -123,6 +125,7 @@ class _Blocks:
             found += self._enter(("text", 0), {"text": ""})
             found.append(self._delta("text_delta", text=delta.content))
         for call in delta.calls:
+            self.called = True
             found += self._enter(("tool_use", call.number), {"id": call.id, "name": call.name, "input": {}})
             if call.arguments:
                 found.append(self._delta("input_json_delta", partial_json=call.arguments))
