@@ -15,6 +15,7 @@ from sfllm_gateway.anthropic.fields import MessagesRequest
 from sfllm_gateway.native import GenerateRequest, SamplingParams
 from sfllm_gateway.openai.chat import ChatRequest
 from sfllm_gateway.openai.completions import CompletionRequest
+from sfllm_gateway.openai.embeddings import EmbeddingRequest
 from sfllm_gateway.openai.unbuilt import UNBUILT
 from sfllm_gateway.responses_api.fields import ResponsesRequest
 from sfllm_gateway.text_api import DetokenizeRequest, TokenizeRequest
@@ -56,6 +57,7 @@ def test_the_endpoints_are_those_of_the_document(gateway: GatewayProcess) -> Non
         (GenerateRequest, ("Fields of /generate",)),
         (SamplingParams, ("Fields of sampling_params",)),
         (TokenizeRequest, ("Fields of /tokenize",)),
+        (EmbeddingRequest, ("Fields of /v1/embeddings",)),
         (DetokenizeRequest, ("Fields of /detokenize",)),
         (MessagesRequest, ("Fields of /v1/messages",)),
         (ResponsesRequest, ("Fields of /v1/responses",)),

@@ -12,7 +12,11 @@ from running_stack import RunningStack
 def stack(smollm2_gguf: Path) -> Iterator[RunningStack]:
     """The default model in float32, whose results can be compared exactly."""
     running = RunningStack(
-        "--dtype=float32", "--max-context-length=2048", "--log-format=json", "--log-level=debug"
+        "--dtype=float32",
+        "--max-context-length=2048",
+        "--pooling=mean",
+        "--log-format=json",
+        "--log-level=debug",
     )
     running.wait_until_ready()
     yield running
