@@ -159,3 +159,18 @@ def test_the_tables_of_compatibility_say_yes_no_or_what_a_note_tells() -> None:
     assert all("(" in cell for cell in said if cell.startswith("partly"))
     numbers = re.findall(r"^(\d+)\. ", notes, flags=re.MULTILINE)
     assert set(re.findall(r"\((\d+)\)", " ".join(said))) == set(numbers)
+
+
+def test_what_the_tables_of_compatibility_say_of_sfllm_is_so(endpoints: set[str]) -> None:
+    text = (DOCS / "compatibility.md").read_text(encoding="utf-8").partition("## Notes")[0]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.count("|") == 7]
+    given = " ".join(row[0] for row in rows if row[1].strip().startswith(("yes", "partly")))
+    denied = " ".join(row[0] for row in rows if row[1].strip() == "no")
+    served = endpoints | {"GET /openapi"}
+    assert {match[0] for match in re.finditer(ENDPOINT, given)} - served == set()
+    assert {match[0] for match in re.finditer(ENDPOINT, denied)} & served == set()
+    types = (ChatRequest, CompletionRequest)
+    built = {field for struct in types for field in struct.__struct_fields__} - set(UNBUILT)
+    # Answers and single values are no fields of a request.
+    assert set(NAME.findall(given)) - built == {"reasoning_content"}
+    assert set(NAME.findall(denied)) & built == set()
