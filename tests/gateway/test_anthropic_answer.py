@@ -55,7 +55,7 @@ SECOND = {"type": "tool_use", "id": "call_2", "name": "wait", "input": {}}
 
 def answer(script: Script, hides_thinking: bool = False) -> MessagesAnswer:
     model = cast("Any", SimpleNamespace(card=SimpleNamespace(name="tiny")))
-    generation = Generation(model, [], 1, [], parsers=lambda: script)
+    generation = Generation(model, [], 1, [], parsers=lambda _name: script)
     return MessagesAnswer("msg_1", generation, hides_thinking)
 
 

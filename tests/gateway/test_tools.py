@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,6 +62,8 @@ def many() -> Iterator[Many]:
     gateway = GatewayProcess(scheduler)
     try:
         gateway.wait_ready()
+        for name in TEMPLATES:
+            gateway.wait_until(lambda name=name: post(gateway, "/tokenize", {"model": name, "prompt": ""}).ok)
         yield gateway, scheduler
     finally:
         code, log = gateway.stop()
@@ -125,6 +128,33 @@ def test_calls_are_found_in_what_a_model_writes(many: Many, ask_for: Any) -> Non
     assert [call["function"] for call in calls] == [function] * 2
     assert all(call["type"] == "function" and call["id"].startswith("call_") for call in calls)
     assert calls[0]["id"] != calls[1]["id"]
+
+
+def test_ids_of_calls_follow_from_the_request_and_its_prompt(many: Many) -> None:
+    def ids(ask_for: Any, said: str, **fields: Any) -> list[str]:
+        choice = ask_for(many, "hermes", said, tools=TOOLS, **fields)
+        return [call["id"] for call in choice["message"]["tool_calls"]]
+
+    first = ids(ask, CALL + CALL, request_id="turn")
+    assert all(re.fullmatch(r"call_[0-9a-f]{24}", name) for name in first)
+    assert first == ids(ask, CALL + CALL, request_id="turn") == ids(streamed, CALL + CALL, request_id="turn")
+    others = ids(ask, "Hm. " + CALL, request_id="turn") + ids(ask, CALL) + ids(ask, CALL)
+    assert len({*first, *others}) == 5, "another prompt or request has others"
+
+
+def test_one_call_is_found_where_only_one_is_wanted(many: Many) -> None:
+    choice = ask(many, "hermes", f"{CALL}\n{CALL}", tools=TOOLS, parallel_tool_calls=False)
+    assert len(choice["message"]["tool_calls"]) == 1
+    assert choice["finish_reason"] == "tool_calls"
+
+
+def test_a_schema_that_cannot_be_enforced_is_shown_where_nothing_is_enforced(many: Many) -> None:
+    odd = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
+    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": odd}}]
+    assert ask(many, "hermes", CALL, tools=tools)["finish_reason"] == "tool_calls"
+    body = {"model": "hermes", "messages": [{"role": "user", "content": "x"}], "tools": tools}
+    refused = error(post(many[0], CHAT, {**body, "tool_choice": "required"}), 400)
+    assert refused["param"] == "tools[0].function.parameters"
 
 
 def test_a_message_of_calls_alone_has_no_content(many: Many) -> None:

@@ -32,7 +32,7 @@ class Choice:
         detokenizers = generation.model.text.detokenizers
         self.output = ChoiceOutput(
             opened.stream.choices[self.number],
-            detokenizers.make(generation.skip_special_tokens),
+            detokenizers.make(generation.skip_special_tokens, generation.shown_tokens),
             generation.stops,
             generation.include_stop,
             sampling.min_tokens,
@@ -43,7 +43,7 @@ class Choice:
         self._echo = None if generation.echo is None else generation.echo[index // generation.n]
         self._reporter = None
         if generation.logprobs is not None:
-            detokenizer = detokenizers.make(generation.skip_special_tokens)
+            detokenizer = detokenizers.make(generation.skip_special_tokens, generation.shown_tokens)
             self._reporter = Reporter(detokenizer, len(self._echo or ""))
 
     def update(self, text: str) -> Update:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -135,34 +135,42 @@ class PieceBytes:
 
 
 class Detokenizers:
-    """Makes the detokenizers of one tokenizer. `token_bytes` gives the bytes of any token, shown or not."""
+    """Makes the detokenizers of one tokenizer. `token_bytes` gives the bytes of any token, shown or not.
+
+    `special` are the texts of the special tokens, with their ids.
+    """
 
     token_bytes: Callable[[int], bytes]
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
-        special = frozenset(token for token, entry in added.items() if entry.special)
-        self._special = special
-        self._shown_bytes: dict[bool, TokenBytes] | None = None
+        self.special = {entry.content: token for token, entry in added.items() if entry.special}
+        self._hidden = frozenset(self.special.values())
+        self._shown_bytes: dict[frozenset[int], TokenBytes] | None = None
         if isinstance(tokenizer.decoder, decoders.ByteLevel):
             every = TokenBytes(tokenizer, frozenset())
-            self._shown_bytes = {True: TokenBytes(tokenizer, special), False: every}
+            self._shown_bytes = {frozenset(): every}
             self.token_bytes = every
         else:
             self.token_bytes = PieceBytes(tokenizer)
 
-    def make(self, skip_special_tokens: bool) -> Detokenizer:
-        """A detokenizer for a new choice."""
+    def make(self, skip_special_tokens: bool, shown: Collection[str] = ()) -> Detokenizer:
+        """A detokenizer for a new choice. The special tokens `shown` are not skipped."""
+        hidden = self._hidden if skip_special_tokens else frozenset()
+        if shown and hidden:
+            hidden -= {self.special.get(text, -1) for text in shown}
         if self._shown_bytes is not None:
-            return ByteDetokenizer(self._shown_bytes[skip_special_tokens])
+            if hidden not in self._shown_bytes:  # one for each way of a model to write calls and thinking
+                self._shown_bytes[hidden] = TokenBytes(self._tokenizer, hidden)
+            return ByteDetokenizer(self._shown_bytes[hidden])
         tokenizer = self._tokenizer
 
         def decode(ids: Sequence[int]) -> str:
             text: str = tokenizer.decode(ids, skip_special_tokens=False)
             return text
 
-        return WindowDetokenizer(decode, self._special if skip_special_tokens else frozenset())
+        return WindowDetokenizer(decode, hidden)
 
 
 def _byte_alphabet() -> dict[str, int]:

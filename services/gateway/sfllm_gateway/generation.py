@@ -23,7 +23,8 @@ class Generation(NamedTuple):
     how many likeliest tokens the client wants with each token of the answer (an echoed prompt's included) and
     of the prompt, None for no report; the samplings ask for as many as either needs. `discards` drops
     what is generated: only the prompt is answered. `tenant` is who asks: see `tenant.py`. `parsers` makes,
-    for a choice, what tells its reasoning and tool calls from its content; None where all is content.
+    for a choice by a name of its own, what tells its reasoning and tool calls from its content; None where
+    all is content. For that, the special tokens `shown_tokens` are not skipped.
     `seeded` says that the client chose the samplings' seeds, which are drawn otherwise.
     """
 
@@ -42,7 +43,8 @@ class Generation(NamedTuple):
     prompt_logprobs: int | None = None
     discards: bool = False
     tenant: str = ""
-    parsers: Callable[[], OutputParser] | None = None
+    parsers: Callable[[str], OutputParser] | None = None
+    shown_tokens: frozenset[str] = frozenset()
     seeded: bool = False
 
     @property

@@ -49,7 +49,7 @@ class MessagesAnswer:
     """The answer `name` to one request. With `hides_thinking`, thinking blocks come without their text."""
 
     def __init__(self, name: str, generation: Generation, hides_thinking: bool = False) -> None:
-        self._parser = PlainParser() if generation.parsers is None else generation.parsers()
+        self._parser = PlainParser() if generation.parsers is None else generation.parsers(name)
         self._blocks = _Blocks(hides_thinking)
         self._message: dict[str, Any] = {
             "id": name,

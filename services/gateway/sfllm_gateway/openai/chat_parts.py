@@ -22,8 +22,9 @@ class Part(NamedTuple):
 class ChoiceParts:
     """Reads the choices of one answer. What a parser holds back takes along the reports of its tokens."""
 
-    def __init__(self, make_parser: Callable[[], OutputParser]) -> None:
+    def __init__(self, make_parser: Callable[[str], OutputParser], name: str) -> None:
         self._make_parser = make_parser
+        self._name = name
         self._parsers: dict[int, OutputParser] = {}
         self._reports: dict[int, list[TokenReport]] = {}
         self._ids: dict[int, list[int]] = {}
@@ -33,7 +34,7 @@ class ChoiceParts:
         choice = update.choice
         parser = self._parsers.get(choice)
         if parser is None:
-            parser = self._parsers[choice] = self._make_parser()
+            parser = self._parsers[choice] = self._make_parser(f"{self._name}-{choice}")
         delta = parser.feed(update.text)
         if update.logprobs is not None:
             self._reports.setdefault(choice, []).extend(update.logprobs)

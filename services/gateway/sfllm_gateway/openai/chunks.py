@@ -80,10 +80,10 @@ class ChatAnswer(_EventAnswer):
         form: AnswerForm,
         include_usage: bool,
         continuous_usage: bool,
-        make_parser: Callable[[], OutputParser] | None = None,
+        make_parser: Callable[[str], OutputParser] | None = None,
     ) -> None:
         super().__init__(form, include_usage, continuous_usage)
-        self._parts = None if make_parser is None else ChoiceParts(make_parser)
+        self._parts = None if make_parser is None else ChoiceParts(make_parser, form.id)
 
     def first(self, choices: int) -> bytes:
         """The role, once for every choice."""

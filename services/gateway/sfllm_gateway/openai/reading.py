@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
+import hashlib
+from array import array
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from sfllm.errors import ErrorCode, ServiceError
@@ -12,8 +14,10 @@ from sfllm_gateway.openai.reasoning import begins_inside
 from sfllm_gateway.openai.tools import Calls, ToolFields, calls_of
 from sfllm_gateway.parsing.deltas import OutputParser, PlainParser
 from sfllm_gateway.parsing.formats import CallFormat
-from sfllm_gateway.parsing.think import ThinkParser
-from sfllm_gateway.parsing.tool_calls import ToolCallParser
+from sfllm_gateway.parsing.think import CLOSER, OPENER, ThinkParser
+from sfllm_gateway.parsing.tool_calls import MAX_CALLS, ToolCallParser
+
+ID_DIGITS = 24
 
 
 class ReadingFields(ToolFields, Protocol):
@@ -31,27 +35,28 @@ class Reading(NamedTuple):
     hides_thinking: bool
 
     @property
-    def needs_special_tokens(self) -> bool:
-        """Whether calls begin with a token that is left out of texts otherwise."""
-        return self.calls is not None and self.form.special
+    def marks(self) -> frozenset[str]:
+        """What may be special tokens of the model, which must not be left out of the text that is read."""
+        calls = frozenset() if self.calls is None else self.form.marks
+        return calls | {OPENER, CLOSER} if self.thinking.possible else calls
 
-    @property
-    def parsers(self) -> _Parsers | None:
-        """What makes a parser for a choice; None where all is content."""
-        return _Parsers(self) if self.calls is not None or self.thinking.possible else None
+    def parsers(self, prompt: array[int]) -> Callable[[str], OutputParser] | None:
+        """What makes a parser for a choice of that name; None where all is content."""
+        if self.calls is None and not self.thinking.possible:
+            return None
+        digest = hashlib.sha256(prompt.tobytes()).digest()
+        return lambda name: self._parser(digest + name.encode())
 
-
-class _Parsers:
-    def __init__(self, reading: Reading) -> None:
-        self._reading = reading
-
-    def __call__(self) -> OutputParser:
-        calls, thinking = self._reading.calls, self._reading.thinking
+    def _parser(self, name: bytes) -> OutputParser:
+        calls, thinking = self.calls, self.thinking
         parser: OutputParser = PlainParser()
         if calls is not None:
-            parser = ToolCallParser(self._reading.form, calls.names, _call_id, as_stop=calls.named)
+            most = MAX_CALLS if calls.parallel and not calls.named else 1
+            parser = ToolCallParser(
+                self.form, calls.names, lambda number: call_id(name, number), calls.named, most
+            )
         if thinking.possible:
-            parser = ThinkParser(parser, thinking.inside, self._reading.hides_thinking)
+            parser = ThinkParser(parser, thinking.inside, self.hides_thinking)
         return parser
 
 
@@ -72,6 +77,9 @@ def reading_of(fields: ReadingFields, prompt: str, model: LoadedModel) -> Readin
     )
 
 
-def _call_id(number: int) -> str:  # noqa: ARG001 - parsers give it
-    """An id that no other call of the conversation has."""
-    return f"call_{secrets.token_hex(12)}"
+def call_id(name: bytes, number: int) -> str:
+    """The id of a call of the choice `name`: the same when a request is sent again, and else new.
+
+    A client may give all requests of a conversation the same id, so names have the prompt in them.
+    """
+    return f"call_{hashlib.sha256(b'%s %d' % (name, number)).hexdigest()[:ID_DIGITS]}"

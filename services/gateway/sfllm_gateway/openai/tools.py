@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
-from tokenizers import Tokenizer
 
 from sfllm_gateway.grammars import JSON_SPACE
 from sfllm_gateway.openai.body import bad_value
@@ -96,9 +95,12 @@ def parameters_of(function: Function) -> dict[str, Any]:
     return NO_PARAMETERS if function.parameters is None else {"type": "object", **function.parameters}
 
 
-def calls_lark(calls: Calls, form: CallFormat, tokenizer: Tokenizer) -> str:
-    """Rules of a Lark grammar, `calls` first, for one call or, where several may be, more of them."""
-    rules = [_list_rule(form, calls.parallel and not calls.named, tokenizer)]
+def calls_lark(calls: Calls, form: CallFormat, special: Mapping[str, int]) -> str:
+    """Rules of a Lark grammar, `calls` first, for one call or, where several may be, more of them.
+
+    `special` are the model's special tokens, which are not matched by their text.
+    """
+    rules = [_list_rule(form, calls.parallel and not calls.named, special)]
     rules.append("call: " + " | ".join(f"call{place}" for place, _ in calls.functions))
     for place, function in calls.functions:
         head = json.dumps(f'{{"name": {json.dumps(function.name)}, "{form.arguments}": ')
@@ -108,15 +110,18 @@ def calls_lark(calls: Calls, form: CallFormat, tokenizer: Tokenizer) -> str:
     return "\n".join(rules) + "\n"
 
 
-def _list_rule(form: CallFormat, several: bool, tokenizer: Tokenizer) -> str:
+def mark(text: str, special: Mapping[str, int]) -> str:
+    """A mark as a part of a Lark grammar."""
+    return f"<[{special[text]}]>" if text in special else json.dumps(text)
+
+
+def _list_rule(form: CallFormat, several: bool, special: Mapping[str, int]) -> str:
     def repeated(item: str, separator: str) -> str:
         return f"{item} ({json.dumps(separator)} {item}){{0,{MAX_CALLS - 1}}}" if several else item
 
     if form is LLAMA3:
         return f"calls: {repeated('call', '; ')}"
     if form is MISTRAL:
-        opener = tokenizer.token_to_id(form.opener)
-        mark = json.dumps(form.opener) if opener is None else f"<[{opener}]>"
-        return f'calls: {mark} "[" {repeated("call", ", ")} "]"'
-    begin, end = json.dumps(form.opener + "\n"), json.dumps("\n" + form.closer)
-    return f"calls: {repeated('one', LINE_BREAK)}\none: {begin} call {end}"
+        return f'calls: {mark(form.opener, special)} "[" {repeated("call", ", ")} "]"'
+    begin, end = mark(form.opener, special), mark(form.closer, special)
+    return f'calls: {repeated("one", LINE_BREAK)}\none: {begin} "\\n" call "\\n" {end}'

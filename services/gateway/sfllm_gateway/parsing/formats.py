@@ -25,6 +25,12 @@ class CallFormat(NamedTuple):
     named: bool = False
     special: bool = False
 
+    @property
+    def marks(self) -> frozenset[str]:
+        """Texts that have a meaning, and may be special tokens of a model."""
+        between = ("[CALL_ID]", "[ARGS]") if self.named else ()
+        return frozenset(mark for mark in (self.opener, self.closer, *between) if mark)
+
 
 HERMES = CallFormat("hermes", "<tool_call>", closer="</tool_call>")
 """Hermes 2 Pro and later, Qwen 2.5 and 3."""

@@ -35,7 +35,7 @@ class ResponsesAnswer:
     def __init__(self, name: str, decoded: Decoded, generation: Generation) -> None:
         self._events = Events()
         self._output = Output(name.removeprefix(ID_PREFIX), self._events)
-        self._parts = Parts(None if generation.parsers is None else generation.parsers())
+        self._parts = Parts(None if generation.parsers is None else generation.parsers(name))
         text = generation.model.text
         self._names = TokenNames(text.detokenizers.token_bytes)
         self._tokenizer = text.tokenizer
