@@ -308,7 +308,9 @@ def test_what_an_interrupted_run_measured_is_not_lost(
         return done_after(legs, precisions)
 
     monkeypatch.setattr("bench.peers.comparison.done_after", interrupt)
-    comparison = Comparison(Options(("W1",), 3, quick=True, max_disturbance=99.0), SMOLLM2, MACHINE, Written(tmp_path, []))
+    comparison = Comparison(
+        Options(("W1",), 3, quick=True, max_disturbance=99.0), SMOLLM2, MACHINE, Written(tmp_path, [])
+    )
     comparison.add([Running(Contender("sfllm", "bf16", ("s",)), server.url, os.getpid(), 1.5, 1.0)])
     with pytest.raises(RuntimeError, match="interrupted"):
         comparison.run()
