@@ -42,6 +42,25 @@ BODIES: dict[str, dict[str, Any]] = {
         },
         "max_tokens": 2,
     },
+    "/v1/chat/completions with a call": {
+        "messages": [{"role": "user", "content": "one"}],
+        "tools": [{"type": "function", "function": {**FUNCTION, "strict": True}}],
+        "tool_choice": {"type": "function", "function": {"name": "get_weather"}},
+        "parallel_tool_calls": False,
+        "max_tokens": 2,
+    },
+    "/v1/messages with a call": {
+        "messages": [{"role": "user", "content": "one"}],
+        "tools": [{"name": "get_weather", "input_schema": SCHEMA}],
+        "tool_choice": {"type": "any", "disable_parallel_tool_use": True},
+        "max_tokens": 2,
+    },
+    "/v1/responses with a call": {
+        "input": "one",
+        "tools": [{"type": "function", **FUNCTION}],
+        "tool_choice": {"type": "function", "name": "get_weather"},
+        "max_output_tokens": 2,
+    },
     "/v1/completions with a choice": {
         "prompt": "one",
         "structured_outputs": {"choice": ["one", "two"]},

@@ -141,7 +141,7 @@ def test_litellm_asks_streams_and_translates_errors(clients: Clients) -> None:
     name, arguments = found["call"]
     assert name == "get_weather"
     assert isinstance(arguments["city"], str), (
-        "litellm takes additionalProperties out, so that others may come"
+        "litellm opens schemas: others may come, too"
     )
 
 
