@@ -140,9 +140,7 @@ def test_litellm_asks_streams_and_translates_errors(clients: Clients) -> None:
     check_fields(found["structured"], name=str, inhabitants=int)
     name, arguments = found["call"]
     assert name == "get_weather"
-    assert isinstance(arguments["city"], str), (
-        "litellm opens schemas: others may come, too"
-    )
+    assert isinstance(arguments["city"], str), "litellm opens schemas: others may come, too"
 
 
 def test_instructor_gets_models_by_tools_and_by_schema(clients: Clients) -> None:
