@@ -187,6 +187,36 @@ def test_reasoning_is_told_from_content(many: Many, ask_for: Any, model: str, sa
     assert (hidden.get("reasoning_content", ""), hidden["content"]) == ("", "Yes.")
 
 
+@pytest.mark.parametrize("tokens_per_message", [1, 7, 500])
+@pytest.mark.parametrize(
+    ("model", "thinking"),
+    [("thinking", "<think>Hm, €.</think>"), ("inside", "Hm, €.</think>"), ("hermes", "")],
+)
+def test_tokens_of_reasoning_are_counted(
+    many: Many, tokens_per_message: int, model: str, thinking: str
+) -> None:
+    many[1].script.tokens_per_message = tokens_per_message
+    tokens = len(thinking.encode())
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": thinking + "Yes."}],
+        "tools": TOOLS,
+        "n": 2,
+    }
+    for fields in ({}, {"include_reasoning": False}, {"logprobs": True}):
+        usage = post(many[0], CHAT, {**body, **fields}).json()["usage"]
+        assert usage["completion_tokens_details"] == {"reasoning_tokens": 2 * tokens}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    with post(many[0], CHAT, {**body, "stream": True, "stream_options": options}, stream=True) as answer:
+        usages = [event["usage"] for event in events(answer) if event["usage"]]
+    assert usages[-1]["completion_tokens_details"] == {"reasoning_tokens": 2 * tokens}
+    assert usages[-2]["completion_tokens_details"] == {"reasoning_tokens": tokens}
+    asked = {"model": model, "input": thinking + "Yes."}
+    usage = post(many[0], "/v1/responses", asked).json()["usage"]
+    assert usage["output_tokens_details"] == {"reasoning_tokens": tokens}
+    many[1].script.tokens_per_message = 1
+
+
 def test_reasoning_and_calls_may_both_be_there(many: Many) -> None:
     choice = ask(many, "thinking", f"<think>I call.</think>{CALL}", tools=TOOLS)
     assert choice["finish_reason"] == "tool_calls"

@@ -10,6 +10,7 @@ from sfllm.wire import DECODE_ERRORS
 from sfllm_gateway.generation import Update
 from sfllm_gateway.logprobs import TokenReport
 from sfllm_gateway.parsing.deltas import CallDelta, Delta, OutputParser
+from sfllm_gateway.parsing.thoughts import ThoughtCounter
 
 
 class Part(NamedTuple):
@@ -22,9 +23,13 @@ class Part(NamedTuple):
 class ChoiceParts:
     """Reads the choices of one answer. What a parser holds back takes along the reports of its tokens."""
 
-    def __init__(self, make_parser: Callable[[str], OutputParser], name: str) -> None:
+    def __init__(
+        self, make_parser: Callable[[str], OutputParser], name: str, token_bytes: Callable[[int], bytes]
+    ) -> None:
         self._make_parser = make_parser
         self._name = name
+        self._token_bytes = token_bytes
+        self._thoughts: dict[int, ThoughtCounter] = {}
         self._parsers: dict[int, OutputParser] = {}
         self._reports: dict[int, list[TokenReport]] = {}
         self._ids: dict[int, list[int]] = {}
@@ -35,7 +40,9 @@ class ChoiceParts:
         parser = self._parsers.get(choice)
         if parser is None:
             parser = self._parsers[choice] = self._make_parser(f"{self._name}-{choice}")
+            self._thoughts[choice] = ThoughtCounter(self._token_bytes)
         delta = parser.feed(update.text)
+        self._thoughts[choice].add(update.ids, update.text, delta)
         if update.logprobs is not None:
             self._reports.setdefault(choice, []).extend(update.logprobs)
         self._ids.setdefault(choice, []).extend(update.ids)
@@ -43,10 +50,14 @@ class ChoiceParts:
             rest, reason = parser.finish(update.finish_reason)
             delta = _joined(delta, rest)
             update = update._replace(finish_reason=reason)
-        elif not any(delta):
+        elif not (delta.content or delta.reasoning or delta.calls):
             return None
         reports = None if update.logprobs is None else self._reports.pop(choice, [])
         return Part(delta, update._replace(logprobs=reports, ids=self._ids.pop(choice)))
+
+    def reasoning_tokens(self, choice: int | None = None) -> int:
+        """Tokens of reasoning so far, of one choice or of all."""
+        return sum(counter.tokens for index, counter in self._thoughts.items() if choice in {None, index})
 
 
 def _joined(first: Delta, last: Delta) -> Delta:

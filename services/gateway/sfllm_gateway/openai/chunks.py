@@ -17,13 +17,16 @@ from sfllm_gateway.parsing.deltas import OutputParser
 _encode = msgspec.json.Encoder().encode
 
 
-def usage_json(usage: Usage) -> bytes:
-    """OpenAI's usage object."""
+def usage_json(usage: Usage, reasoning_tokens: int | None = None) -> bytes:
+    """OpenAI's usage object. `reasoning_tokens` are None where none are looked for."""
+    details = b'"prompt_tokens_details":{"cached_tokens":%d}' % usage.cached_tokens
+    if reasoning_tokens is not None:
+        details += b',"completion_tokens_details":{"reasoning_tokens":%d}' % reasoning_tokens
     return b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,%s}' % (
         usage.prompt_tokens,
         usage.completion_tokens,
         usage.prompt_tokens + usage.completion_tokens,
-        b'"prompt_tokens_details":{"cached_tokens":%d}' % usage.cached_tokens,
+        details,
     )
 
 
@@ -49,7 +52,8 @@ class _EventAnswer:
         """The usage event, if it was asked for."""
         if not self._include_usage:
             return DONE
-        return b'%s"choices":[],"usage":%s}\n\n%s' % (self._head, usage_json(usage), DONE)
+        told = usage_json(usage, self._reasoning_tokens())
+        return b'%s"choices":[],"usage":%s}\n\n%s' % (self._head, told, DONE)
 
     def failed(self, error: ServiceError) -> bytes:
         """The error."""
@@ -66,8 +70,15 @@ class _EventAnswer:
             logprobs,
             reason,
             more,
-            b',"usage":%s}\n\n' % usage_json(update.usage) if self._continuous_usage else self._tail,
+            self._tail if not self._continuous_usage else self._usage_tail(update),
         )
+
+    def _usage_tail(self, update: Update) -> bytes:
+        return b',"usage":%s}\n\n' % usage_json(update.usage, self._reasoning_tokens(update.choice))
+
+    def _reasoning_tokens(self, choice: int | None = None) -> int | None:  # noqa: ARG002 - chats look for them
+        """Of a choice or of all; None where none are looked for."""
+        return None
 
 
 class ChatAnswer(_EventAnswer):
@@ -83,7 +94,7 @@ class ChatAnswer(_EventAnswer):
         make_parser: Callable[[str], OutputParser] | None = None,
     ) -> None:
         super().__init__(form, include_usage, continuous_usage)
-        self._parts = None if make_parser is None else ChoiceParts(make_parser, form.id)
+        self._parts = None if make_parser is None else ChoiceParts(make_parser, form.id, form.names.bytes_of)
 
     def first(self, choices: int) -> bytes:
         """The role, once for every choice."""
@@ -105,7 +116,10 @@ class ChatAnswer(_EventAnswer):
     def whole(self, updates: Sequence[Update], usage: Usage) -> bytes:
         """The whole answer."""
         parts = None if self._parts is None else [self._parts.read(update) for update in updates]
-        return chat_body(self._form, updates, usage, parts)
+        return chat_body(self._form, updates, usage, parts, self._reasoning_tokens())
+
+    def _reasoning_tokens(self, choice: int | None = None) -> int | None:
+        return None if self._parts is None else self._parts.reasoning_tokens(choice)
 
     def _role(self, index: int) -> bytes:
         choice = b'{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,' % index

@@ -38,9 +38,16 @@ class AnswerForm(NamedTuple):
 
 
 def chat_body(
-    form: AnswerForm, updates: Sequence[Update], usage: Usage, parts: Sequence[Part | None] | None = None
+    form: AnswerForm,
+    updates: Sequence[Update],
+    usage: Usage,
+    parts: Sequence[Part | None] | None = None,
+    reasoning_tokens: int | None = None,
 ) -> bytes:
-    """A `chat.completion`. `parts` are what the updates turned out to be, None where all is content."""
+    """A `chat.completion`. `parts` are what the updates turned out to be, None where all is content.
+
+    `reasoning_tokens` are None where none are looked for.
+    """
     messages = [{"role": "assistant", "content": update.text, "refusal": None} for update in updates]
     if parts is not None:
         read = [part for part in parts if part is not None]
@@ -60,7 +67,8 @@ def chat_body(
         more["prompt_token_ids"] = list(form.prompts[0])
     if updates[0].prompt_logprobs is not None:
         more["prompt_logprobs"] = prompt_logprobs(updates[0].prompt_logprobs, form.names)
-    return _body(form, "chat.completion", choices, usage, more)
+    details = None if reasoning_tokens is None else {"reasoning_tokens": reasoning_tokens}
+    return _body(form, "chat.completion", choices, usage, more, details)
 
 
 def completion_body(form: AnswerForm, updates: Sequence[Update], usage: Usage) -> bytes:
@@ -102,7 +110,12 @@ def model_json(name: str, card: ModelCard) -> dict[str, Any]:
 
 
 def _body(
-    form: AnswerForm, kind: str, choices: Sequence[dict[str, Any]], usage: Usage, more: dict[str, Any]
+    form: AnswerForm,
+    kind: str,
+    choices: Sequence[dict[str, Any]],
+    usage: Usage,
+    more: dict[str, Any],
+    details: dict[str, Any] | None = None,
 ) -> bytes:
     return _encode(
         {
@@ -117,6 +130,7 @@ def _body(
                 "completion_tokens": usage.completion_tokens,
                 "total_tokens": usage.prompt_tokens + usage.completion_tokens,
                 "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+                **({} if details is None else {"completion_tokens_details": details}),
             },
             **more,
         }

@@ -20,11 +20,15 @@ class CallDelta(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """What further text turned out to be. All empty while that cannot be told yet."""
+    """What further text turned out to be. All empty while that cannot be told yet.
+
+    `thought` is how many characters more, shown or not, are reasoning and the marks around it.
+    """
 
     content: str = ""
     reasoning: str = ""
     calls: Sequence[CallDelta] = ()
+    thought: int = 0
 
 
 class OutputParser(Protocol):

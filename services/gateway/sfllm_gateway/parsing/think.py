@@ -30,23 +30,29 @@ class ThinkParser:
         self._mode = _Mode.THINKING if inside else _Mode.START
         self._text = ""
         self._shown = False
+        self._taken = 0  # characters so far
+        self._thought = 0  # of these, thinking
 
     def feed(self, text: str) -> Delta:
         """Take further text."""
         if self._mode is _Mode.ANSWER:
             return self._answer.feed(text)
         self._text += text
+        self._taken += len(text)
         if self._mode is _Mode.START and not self._read_start():
             return Delta()
-        reasoning = self._read_thinking() if self._mode is _Mode.THINKING else ""
+        reasoning, thought = "", 0
+        if self._mode is _Mode.THINKING:
+            reasoning, end = self._read_thinking()
+            thought, self._thought = end - self._thought, end
         if self._mode is _Mode.GAP:
             self._text = self._text.lstrip(SPACE)
             if self._text:
                 self._mode = _Mode.ANSWER
         if self._mode is _Mode.ANSWER:
             rest, self._text = self._text, ""
-            return self._answer.feed(rest)._replace(reasoning=reasoning)
-        return Delta(reasoning=reasoning)
+            return self._answer.feed(rest)._replace(reasoning=reasoning, thought=thought)
+        return Delta(reasoning=reasoning, thought=thought)
 
     def finish(self, reason: str) -> tuple[Delta, str]:
         """What was held back, and the reason of the end."""
@@ -68,15 +74,18 @@ class ThinkParser:
         self._mode = _Mode.ANSWER
         return True
 
-    def _read_thinking(self) -> str:
+    def _read_thinking(self) -> tuple[str, int]:
+        """Further thinking to show, and how many of the characters so far are thinking."""
+        end = self._taken
         if not self._shown:
             self._text = self._text.lstrip(SPACE)
         place = self._text.find(CLOSER)
         if place >= 0:
             thinking, self._text = without_space(self._text[:place]), self._text[place + len(CLOSER) :]
             self._mode = _Mode.GAP
+            end -= len(self._text)
         else:
             kept = held_back(self._text, CLOSER)
             thinking, self._text = self._text[: len(self._text) - kept], self._text[len(self._text) - kept :]
         self._shown = self._shown or bool(thinking)
-        return "" if self._hides else thinking
+        return "" if self._hides else thinking, end

@@ -17,10 +17,10 @@ from sfllm_gateway.generation import Generation, Update, Usage
 from sfllm_gateway.logprobs import TokenReport
 from sfllm_gateway.openai.token_json import TokenNames, chat_logprobs
 from sfllm_gateway.parsing.deltas import Delta
+from sfllm_gateway.parsing.thoughts import ThoughtCounter
 from sfllm_gateway.responses_api.fields import Decoded, Reasoning, TextConfig
 from sfllm_gateway.responses_api.output import Events, Output
 from sfllm_gateway.responses_api.parts import Parts
-from sfllm_gateway.tokenize import encode
 
 ID_PREFIX = "resp_"
 
@@ -38,8 +38,7 @@ class ResponsesAnswer:
         self._parts = Parts(None if generation.parsers is None else generation.parsers(name))
         text = generation.model.text
         self._names = TokenNames(text.detokenizers.token_bytes)
-        self._tokenizer = text.tokenizer
-        self._reasoning: list[str] = []
+        self._thoughts = ThoughtCounter(text.detokenizers.token_bytes)
         self._reason = ""
         self._response = _response(name, decoded, generation)
 
@@ -78,23 +77,21 @@ class ResponsesAnswer:
 
     def _take(self, update: Update) -> list[bytes]:
         found: list[bytes] = []
-        for piece in self._parts.feed(update):
-            found += self._feed(piece.delta, piece.reports)
+        pieces = list(self._parts.feed(update))
+        content, thought = (piece.delta.content for piece in pieces), sum(p.delta.thought for p in pieces)
+        self._thoughts.add(update.ids, update.text, Delta("".join(content), thought=thought))
+        for piece in pieces:
+            found += self._output.feed(piece.delta, self._logprobs(piece.reports))
         if update.finish_reason is None:
             return found
         piece, self._reason = self._parts.finish(update.finish_reason)
         reports = piece.reports
         if piece.delta.content:
-            found += self._feed(piece.delta, reports)
+            found += self._output.feed(piece.delta, self._logprobs(reports))
             reports = []
         else:
-            found += self._feed(piece.delta, [])
+            found += self._output.feed(piece.delta)
         return found + self._output.finish(self._reason == "length", self._logprobs(reports))
-
-    def _feed(self, delta: Delta, reports: Sequence[TokenReport]) -> list[bytes]:
-        if delta.reasoning:
-            self._reasoning.append(delta.reasoning)
-        return self._output.feed(delta, self._logprobs(reports))
 
     def _logprobs(self, reports: Sequence[TokenReport]) -> list[dict[str, Any]]:
         return chat_logprobs(reports, self._names)["content"] if reports else []
@@ -111,16 +108,11 @@ class ResponsesAnswer:
         }
 
     def _usage_json(self, usage: Usage) -> dict[str, Any]:
-        thoughts = 0
-        if self._reasoning:
-            # Which tokens a text came from is not known: they are counted as the tokenizer would make them.
-            (ids,) = encode(self._tokenizer, ["".join(self._reasoning)], add_special_tokens=False)
-            thoughts = min(len(ids), usage.completion_tokens)
         return {
             "input_tokens": usage.prompt_tokens,
             "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": thoughts},
+            "output_tokens_details": {"reasoning_tokens": self._thoughts.tokens},
             "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         }
 
