@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-from array import array
-from typing import NamedTuple
-
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from planners import Case, Model, Prompt, RealPlanner, profile
 
-from sfllm.batch_sizing import BatchSizing
-from sfllm.messages import Sampling
 from sfllm.prefixes import CHUNK_TOKENS
 from sfllm_cli.simulate.engine import ModelledEngine
 from sfllm_cli.simulate.profiles import Profile
 from sfllm_cli.simulate.work import Work
-from sfllm_worker.engine.planner import Limits, Planner
-from sfllm_worker.engine.sequence import Sequence
-from sfllm_worker.kv.block_pool import BlockPool
 
 STEPS = 400
-
-
-class Prompt(NamedTuple):
-    """A request: when it comes (a number of steps), whose beginning it has, and how long it is."""
-
-    at: int
-    family: int
-    shared_chunks: int
-    own_tokens: int
-    outputs: int
-
-
-class Case(NamedTuple):
-    prompts: list[Prompt]
-    blocks: int
-    slots: int
-    step_tokens: int
-    shortest_first: bool
-    target: float | None
-
 
 PROMPTS = st.builds(
     Prompt,
@@ -57,111 +30,9 @@ CASES = st.builds(
     step_tokens=st.integers(16, 300),
     shortest_first=st.booleans(),
     target=st.sampled_from([None, 0.03, 0.2]),
+    block_size=st.just(CHUNK_TOKENS),
+    per_context_token=st.just(0.0),
 )
-
-
-def profile(case: Case) -> Profile:
-    return Profile(
-        source="a test",
-        base_seconds=0.01,
-        per_prefill_token=0.001,
-        per_decode_row=0.002,
-        per_context_token=0.0,
-        slots=case.slots,
-        kv_tokens=case.blocks * CHUNK_TOKENS,
-        step_tokens=case.step_tokens,
-        block_size=CHUNK_TOKENS,
-        target_itl_seconds=case.target,
-    )
-
-
-def token(prompt: Prompt, number: int, position: int) -> int:
-    """Token ids: equal where prompts begin alike, and nowhere else."""
-    if position < prompt.shared_chunks * CHUNK_TOKENS:
-        return 1 + prompt.family * 10_000 + position
-    return 1_000_000 * (number + 1) + position
-
-
-class RealPlanner:
-    """The real planner, one step after the other, each read before the next is planned."""
-
-    def __init__(self, case: Case) -> None:
-        limits = Limits(case.slots, case.step_tokens, CHUNK_TOKENS)
-        self.planner = Planner(limits, BlockPool(case.blocks + 1))
-        self.planner.shortest_first = case.shortest_first
-        self.case = case
-        self.preempted = 0
-        self._sequences: dict[Sequence, int] = {}
-        if case.target is not None:
-            self.planner.sizing = BatchSizing(case.target, case.slots)
-            self.planner.sizing.follow(profile(case).curve, 0.0)
-
-    def add(self, number: int) -> None:
-        prompt = self.case.prompts[number]
-        count = prompt.shared_chunks * CHUNK_TOKENS + prompt.own_tokens
-        tokens = [token(prompt, number, position) for position in range(count)]
-        sequence = Sequence(number, 0, tokens, count, Sampling(prompt.outputs, 0))
-        self._sequences[sequence] = number
-        self.planner.add(sequence)
-
-    def step(self) -> tuple[set[int], dict[int, int], set[int]]:
-        """Who decoded, how much of whose prompt was computed, and who ended."""
-        plan = self.planner.plan()
-        self.preempted += len(plan.preempted)
-        rows = {sequence: count for sequence, count, _, _ in plan.rows if sequence not in plan.preempted}
-        decoded = {
-            self._sequences[each] for each in rows if each.remaining == 1 and each not in plan.admitted
-        }
-        chunks = {self._sequences[each]: count for each, count in rows.items()}
-        self.planner.launch(plan)
-        self.planner.settle(plan)
-        ended = set()
-        for sequence, _, _, completes in plan.rows:
-            if completes:
-                number = self._sequences[sequence]
-                sequence.tokens.append(token(self.case.prompts[number], number, len(sequence.tokens)))
-                if sequence.generated == self.case.prompts[number].outputs:
-                    self.planner.remove(sequence)
-                    ended.add(number)
-        return decoded, {number: count for number, count in chunks.items() if number not in decoded}, ended
-
-
-class Model:
-    """The modelled engine; a run of equal steps is seen one step at a time."""
-
-    def __init__(self, case: Case) -> None:
-        self.case = case
-        self.engine = ModelledEngine(profile(case))
-        self.engine.shortest_first = case.shortest_first
-        if self.engine.sizing is not None:
-            self.engine.sizing.follow(profile(case).curve, 0.0)
-
-    def add(self, number: int) -> None:
-        prompt = self.case.prompts[number]
-        count = prompt.shared_chunks * CHUNK_TOKENS + prompt.own_tokens
-        names = array(
-            "Q",
-            [
-                token(prompt, number, (chunk + 1) * CHUNK_TOKENS - 1)
-                for chunk in range((count + prompt.outputs) // CHUNK_TOKENS)
-            ],
-        )
-        self.engine.add(Work((0, number), 0, count, prompt.outputs, memoryview(names)))
-
-    def has_single_tokens(self) -> bool:
-        """Whether one token of a prompt is left to compute."""
-        return any(work.begun and work.ends_at < 0 and work.left == 1 for work in self.engine.works())
-
-    def step(self) -> tuple[set[int], dict[int, int], set[int]]:
-        plan = self.engine.plan()
-        if plan is None:
-            return set(), {}, set()
-        decoded = {work.key[1] for work in self.engine.works() if work.ends_at >= 0}
-        assert len(decoded) == plan.rows
-        _, finished = self.engine.complete(plan, 1)
-        self.engine.check_integrity()
-        chunks = {work.key[1]: count for work, count in plan.chunks}
-        return decoded, chunks, {work.key[1] for work in finished}
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -181,7 +52,7 @@ def test_every_step_is_the_one_that_the_real_planner_takes(case: Case) -> None:
                 model.add(number)
         if step > 20 and not left:
             break
-        if not real.planner.has_work:
+        if not real.has_work:
             assert model.step() == (set(), {}, set())
             continue
         # A prompt of which one token is left counts as a decode there and as prefill here.
@@ -192,7 +63,7 @@ def test_every_step_is_the_one_that_the_real_planner_takes(case: Case) -> None:
         assert model.engine.free_tokens == real.planner.pool.num_free * CHUNK_TOKENS
         left -= expected[2]
     assert not left
-    assert model.engine.preempted == real.preempted
+    assert model.preempted == real.preempted
 
 
 def lone(blocks: int = 100, slots: int = 8) -> ModelledEngine:
