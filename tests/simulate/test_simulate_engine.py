@@ -128,3 +128,21 @@ def test_a_removed_request_leaves_nothing_behind() -> None:
         engine.check_integrity()
     assert engine.plan() is None
     assert engine.free_tokens == 100 * CHUNK_TOKENS
+
+
+def test_two_attempts_of_a_request_may_end_in_the_same_step() -> None:
+    """The first was taken away, and is still among the ends that are looked at."""
+    engine = lone()
+    for _ in range(2):
+        work = Work((0, 1), 0, 100, 20 - engine.steps)
+        engine.add(work)
+        plan = engine.plan()
+        assert plan is not None
+        engine.complete(plan, 1)
+        if engine.steps == 1:
+            engine.remove(work)
+    ends = [each[0] for each in engine._ends]
+    assert ends == [20, 20]
+    while (plan := engine.plan()) is not None:
+        engine.complete(plan, plan.steps)
+    assert engine.free_tokens == 100 * CHUNK_TOKENS

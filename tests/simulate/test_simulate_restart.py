@@ -18,7 +18,7 @@ from sfllm_cli.simulate.placing import Placing
 from sfllm_cli.simulate.profiles import PRESETS
 from sfllm_cli.simulate.worker import CARD, MOVE_SECONDS
 from sfllm_cli.simulate.workload import Asked, of_mix, own_names, poisson, uniform
-from sfllm_cli.simulate.world import Setup, World
+from sfllm_cli.simulate.world import Fault, Setup, World
 from sfllm_gateway.stream import Outgoing, Request
 from sfllm_gateway.tables import SchedulerTables
 from sfllm_scheduler.core.state import PolicyValues
@@ -147,3 +147,23 @@ def test_a_modelled_gateway_chooses_as_the_real_one(
             placing.take(0, place)
             for index in range(SCHEDULERS):
                 tables.take_outgoing(index)
+
+
+def test_what_found_no_other_place_goes_on_at_the_scheduler_that_comes_back() -> None:
+    """All workers fail before the kill and are replaced after it: meanwhile no other scheduler has any."""
+    workers, count = 2, 40
+    setup = Setup(
+        POLICY,
+        PRESETS["cpu"],
+        workers,
+        faults=tuple(Fault(KILLED_AT - 0.2, "fail", number) for number in range(workers)),
+        schedulers=SCHEDULERS,
+        kill_scheduler_at=KILLED_AT,
+        restart_scheduler_after=3.0,
+    )
+    asked = of_mix(uniform, poisson(20.0, count, random.Random(1)), random.Random(2))
+    world = World(setup, asked, lambda: 0.0)
+    figures = world.run()
+    assert figures.finished == count
+    assert figures.attempts_lost > 0
+    assert not any(map(any, world.gateways.loads))

@@ -39,7 +39,7 @@ class ModelledEngine:
         self._waiting: deque[Work] = deque()
         self._prefilling: list[Work] = []
         self._decoding: dict[Key, Work] = {}
-        self._ends: list[tuple[int, Key, Work]] = []
+        self._ends: list[tuple[int, Key, int, Work]] = []
         self._context = 0
         self._turn = 0
 
@@ -116,7 +116,7 @@ class ModelledEngine:
                 return Plan(1, rows, chunks, admitted, seconds)
         if not rows:
             return None
-        while self._ends[0][2].ends_at != self._ends[0][0]:
+        while self._ends[0][3].ends_at != self._ends[0][0]:
             heappop(self._ends)  # it was preempted or cancelled since
         steps = self.blocks.steps_that_fit(self.steps, self._ends[0][0] - self.steps)
         return Plan(steps, rows, [], [], self.seconds(rows, steps))
@@ -190,11 +190,11 @@ class ModelledEngine:
         self._decoding[work.key] = work
         self._context += work.context
         self.blocks.begin_decode(self.steps, work.context)
-        heappush(self._ends, (work.ends_at, work.key, work))
+        heappush(self._ends, (work.ends_at, work.key, work.turn, work))
 
     def _finished(self) -> Iterator[Work]:
         while self._ends and self._ends[0][0] <= self.steps:
-            ends_at, _, work = heappop(self._ends)
+            ends_at, _, _, work = heappop(self._ends)
             if work.ends_at == ends_at:
                 self._stop(work)
                 yield work

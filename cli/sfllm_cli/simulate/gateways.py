@@ -156,8 +156,8 @@ class Gateways:
                 workers = sum(each.workers for each in message.models if each.card.name == CARD.name)
                 if self._placing.hear(scheduler, workers):
                     self._settle()
-            case GatewayWelcome():
-                self._placing.find(scheduler)
+            case GatewayWelcome() if scheduler not in self._placing.known:
+                self._find(scheduler)
 
     def first_token(self, gateway: int, handle: int, now: float) -> None:
         """A token was chosen; it reaches the client by two links."""
@@ -181,6 +181,15 @@ class Gateways:
         ask = self.open[gateway].get(handle)
         if ask is not None and ask.attempt == attempt:
             ask.missing = left
+
+    def _find(self, scheduler: int) -> None:
+        """A scheduler is back, and knows nothing: what found no other place is submitted to it again."""
+        self._placing.find(scheduler)
+        for asks in self.open:
+            for ask in asks.values():
+                if ask.place == scheduler:
+                    self._begin_attempt(ask)
+                    self._submit(ask)
 
     def _settle(self) -> None:
         """A scheduler went, or has other workers: move what is better off elsewhere."""
