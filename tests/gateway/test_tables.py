@@ -279,6 +279,15 @@ def test_without_any_worker_requests_wait_at_some_scheduler() -> None:
     assert len(wired.submits(0)) + len(wired.submits(1)) == 1
 
 
+def test_a_request_without_any_worker_goes_where_its_model_is_known() -> None:
+    wired = Wired((0, 0))
+    wired.say(0, Models(()))
+    for number in range(20):
+        wired.open(number)
+    assert len(wired.submits(0)) == 0
+    assert len(wired.submits(1)) == 20
+
+
 def test_other_content_by_the_same_name_is_not_served_and_said_once() -> None:
     wired = Wired()
     other = ModelCard("m", (), "m", 0, 128, 1000, (256,), ())

@@ -103,7 +103,7 @@ def test_what_several_schedulers_made_is_written_and_repeats_itself(tmp_path: Pa
     assert all(each["finished"] == 150 and each["attempts_lost"] > 0 for each in document["runs"])
 
 
-WORKERS_AT = st.lists(st.integers(0, 4), min_size=SCHEDULERS, max_size=SCHEDULERS)
+WORKERS_AT = st.lists(st.none() | st.integers(0, 4), min_size=SCHEDULERS, max_size=SCHEDULERS)
 ASKED = st.lists(st.tuples(st.integers(0, 5), st.integers(1, 3 * CHUNK_TOKENS)), min_size=1, max_size=60)
 
 
@@ -122,14 +122,15 @@ def submitted(tables: SchedulerTables) -> int:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(workers=WORKERS_AT, asked=ASKED, ends=st.randoms(use_true_random=False))
 def test_a_modelled_gateway_chooses_as_the_real_one(
-    workers: list[int], asked: list[tuple[int, int]], ends: random.Random
+    workers: list[int | None], asked: list[tuple[int, int]], ends: random.Random
 ) -> None:
     tables = SchedulerTables(b"g", 1, ADDRESSES, 4, lambda _states: None)
     placing = Placing(1, ADDRESSES)
     tables.tick(0.0)
     for index, count in enumerate(workers):
         tables.handle(index, GatewayWelcome(5, 2.0, 6.0), (), 0.0)
-        tables.handle(index, Models((ModelState(CARD, count),)), (), 0.0)
+        models = () if count is None else (ModelState(CARD, count),)
+        tables.handle(index, Models(models), (), 0.0)
         tables.take_outgoing(index)
         placing.hear(index, count)
     opened = []
@@ -151,7 +152,7 @@ def test_a_modelled_gateway_chooses_as_the_real_one(
 
 def test_what_found_no_other_place_goes_on_at_the_scheduler_that_comes_back() -> None:
     """All workers fail before the kill and are replaced after it: meanwhile no other scheduler has any."""
-    workers, count = 2, 40
+    workers, count = 6, 40
     setup = Setup(
         POLICY,
         PRESETS["cpu"],

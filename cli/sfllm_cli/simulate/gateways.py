@@ -153,8 +153,8 @@ class Gateways:
                     self._begin_attempt(ask)
                     self._agenda.after(self._link_seconds, self._submit_again, ask, ask.attempt)
             case Models():
-                workers = sum(each.workers for each in message.models if each.card.name == CARD.name)
-                if self._placing.hear(scheduler, workers):
+                workers = [each.workers for each in message.models if each.card.name == CARD.name]
+                if self._placing.hear(scheduler, workers[0] if workers else None):
                     self._settle()
             case GatewayWelcome() if scheduler not in self._placing.known:
                 self._find(scheduler)

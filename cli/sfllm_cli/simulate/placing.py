@@ -21,6 +21,7 @@ class Placing:
         self.loads = [[0] * len(addresses) for _ in range(gateways)]
         self._addresses = addresses
         self._workers = [0] * len(addresses)
+        self._lists_model = [False] * len(addresses)
 
     @property
     def has_choice(self) -> bool:
@@ -31,10 +32,12 @@ class Placing:
         """Whether a scheduler answers and has workers."""
         return self._workers[index] > 0 and index in self.known
 
-    def hear(self, index: int, workers: int) -> bool:
-        """A scheduler has so many workers. Whether that is news."""
-        is_news = self._workers[index] != workers
-        self._workers[index] = workers
+    def hear(self, index: int, workers: int | None) -> bool:
+        """A scheduler has so many workers, or has never had any (None). Whether their number is news."""
+        count = workers or 0
+        is_news = self._workers[index] != count
+        self._workers[index] = count
+        self._lists_model[index] = workers is not None
         return is_news
 
     def find(self, index: int) -> None:
@@ -47,6 +50,7 @@ class Placing:
         """A scheduler does not answer any more: it serves nothing."""
         self.known.remove(index)
         self._workers[index] = 0
+        self._lists_model[index] = False
 
     def choose(self, gateway: int, names: Array, request_id: str) -> int | None:
         """The scheduler for a request among those that serve; None without any."""
@@ -54,9 +58,12 @@ class Placing:
         return self._choose_of(serving, gateway, names, request_id) if serving else None
 
     def choose_any(self, gateway: int, names: Array, request_id: str) -> int:
-        """The scheduler for a new request: one that serves or, without any, one that answers."""
+        """The scheduler for a new request: one that serves, else one that knows the model, else any."""
         index = self.choose(gateway, names, request_id)
-        return self._choose_of(self.known, gateway, names, request_id) if index is None else index
+        if index is not None:
+            return index
+        listing = [index for index in self.known if self._lists_model[index]]
+        return self._choose_of(listing or self.known, gateway, names, request_id)
 
     def put(self, gateway: int, index: int) -> None:
         """A gateway has one request more at this scheduler."""

@@ -50,6 +50,10 @@ class ModelMerge:
         """How many workers of a scheduler can serve the model of that name."""
         return self._workers[index].get(name, 0)
 
+    def lists(self, index: int, name: str) -> bool:
+        """Whether a scheduler knows the model of that name, with or without workers."""
+        return name in self._workers[index]
+
     def holders(self, asset: Asset) -> list[int]:
         """The schedulers that serve a model with this asset."""
         return [

@@ -128,11 +128,15 @@ class SchedulerTables:
     # where streams are
 
     def _choose_any(self, request: Request) -> int | None:
-        """A scheduler for a new request: one that serves its model or, without any, one that answers."""
+        """A scheduler for a new request: one that serves its model or, without any, one that answers.
+
+        Of these one that knows the model, or it would say that there is none.
+        """
         index = self._choose(request)
         if index is None and self.connected:
             answering = [index for index, table in enumerate(self._tables) if table.connected]
-            index = self._choose_of(answering, request)
+            knowing = [index for index in answering if self._models.lists(index, request.model)]
+            index = self._choose_of(knowing or answering, request)
         return index
 
     def _choose(self, request: Request) -> int | None:
