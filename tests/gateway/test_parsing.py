@@ -207,6 +207,14 @@ def test_a_field_that_comes_twice_cannot_change_what_was_told() -> None:
     assert calls_of(HERMES, text).reason == "stop"
 
 
+@pytest.mark.parametrize("form", [HERMES, MISTRAL])
+@pytest.mark.parametrize("begun", ["", "\n", '{"na', '{"name": "ad', '{"name": "add", "argu'])
+def test_a_call_that_is_cut_off_before_anything_of_it_is_known_is_left_out(
+    form: CallFormat, begun: str
+) -> None:
+    assert calls_of(form, f"Hm.{form.opener}{begun}", "length") == Read("Hm.", "", [], "length")
+
+
 def test_text_after_calls_is_content() -> None:
     found = calls_of(HERMES, f"<tool_call>{WEATHER}</tool_call>\nDone.")
     assert (found.content, found.calls, found.reason) == ("Done.", [WEATHER_CALL], "tool_calls")

@@ -74,6 +74,8 @@ class ToolCallParser:
     def finish(self, reason: str) -> tuple[Delta, str]:
         """What was held back, and the reason of the end."""
         if self._mode is not _Mode.TEXT:
+            if reason == "length" and self._marked:  # a call that was cut off before its name was known
+                self._raw, self._text = [], ""
             self._give_up()
         self._content.append(self._text if not self._number else self._text.strip(SPACE))
         complete = self._number > 0 and not self._broken
