@@ -1,4 +1,4 @@
-"""A process's own `/health`, `/ready` and `/metrics`, served from a thread so that work never delays them."""
+"""A process's own `/health`, `/ready`, `/metrics` and `/version`, served from a thread so that work never delays them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from sfllm.metrics import CONTENT_TYPE, Metrics
+from sfllm.version import VERSION
 
 REQUEST_TIMEOUT_SECONDS = 5.0
 
@@ -57,7 +58,10 @@ class AdminServer:
             return _answer(self._problem(), "healthy")
         if path == "/ready":
             return _answer(self._problem() or self._unready(), "ready")
-        return 404, "application/json", b'{"error":{"message":"try /health, /ready or /metrics"}}'
+        if path == "/version":
+            return 200, "application/json", json.dumps({"version": VERSION}).encode()
+        message = b'{"error":{"message":"try /health, /ready, /metrics or /version"}}'
+        return 404, "application/json", message
 
 
 def _answer(problem: str | None, good: str) -> tuple[int, str, bytes]:

@@ -11,6 +11,7 @@ import pytest
 
 from sfllm.admin import AdminServer
 from sfllm.metrics import Metrics
+from sfllm.version import VERSION
 
 
 class Process:
@@ -44,6 +45,11 @@ def test_a_process_without_a_problem_is_healthy(process: Process) -> None:
     assert (status, content_type) == (200, "application/json")
     assert json.loads(body)["status"] == "healthy"
     assert isinstance(json.loads(body)["timestamp"], int)
+
+
+def test_a_process_tells_its_version(process: Process) -> None:
+    status, content_type, body = process.get("/version")
+    assert (status, content_type, json.loads(body)) == (200, "application/json", {"version": VERSION})
 
 
 def test_a_problem_makes_it_unhealthy_and_is_named(process: Process) -> None:

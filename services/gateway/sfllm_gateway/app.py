@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.metrics import CONTENT_TYPE
+from sfllm.version import VERSION
 from sfllm_gateway import native, openapi, text_api
 from sfllm_gateway.anthropic import messages
 from sfllm_gateway.anthropic.errors import speaks_anthropic
@@ -37,7 +38,6 @@ from sfllm_gateway.serving import serve_generation
 from sfllm_gateway.tenant import KeyCheck
 from sfllm_gateway.text_api import DetokenizeRequest, TokenizeRequest
 from sfllm_gateway.traces import begin_trace
-from sfllm_gateway.version import VERSION
 
 METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
 

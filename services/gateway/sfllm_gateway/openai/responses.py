@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sfllm.messages import ModelCard
+from sfllm.version import VERSION
 from sfllm_gateway.generation import Prompts, Update, Usage
 from sfllm_gateway.openai.chat_parts import Part, message_json
 from sfllm_gateway.openai.token_json import (
@@ -16,7 +17,6 @@ from sfllm_gateway.openai.token_json import (
     completion_logprobs,
     prompt_logprobs,
 )
-from sfllm_gateway.version import VERSION
 
 SYSTEM_FINGERPRINT = f"sfllm-{VERSION}"
 

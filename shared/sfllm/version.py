@@ -1,4 +1,4 @@
-"""The version of this gateway."""
+"""The version of sfllm that this process runs."""
 
 from importlib.metadata import PackageNotFoundError, version
 
