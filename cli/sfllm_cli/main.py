@@ -18,6 +18,7 @@ _COMMANDS = {
     "bench": "measure a server: latency and throughput under load",
     "simulate": "a fleet of any size behind the real scheduler, in virtual time",
     "replay": "decide again what a scheduler's flight record tells of, and compare",
+    "doctor": "look at a running stack from the outside and say what to mend",
     "keys": "make an API key for the gateway's file of hashed keys",
     "pull": "fetch a model's files and print where they lie",
     "version": "print the version",

@@ -12,6 +12,7 @@ from msgspec import Meta
 from sfllm.config import Settings
 from sfllm.settings import CommonSettings, GatewaySettings, SchedulerSettings, WorkerSettings
 from sfllm_cli.bench_settings import BenchSettings
+from sfllm_cli.doctor_settings import DoctorSettings
 from sfllm_cli.simulate_settings import SimulateSettings
 
 Addresses = tuple[str, ...]
@@ -205,6 +206,7 @@ SUBCOMMAND_SETTINGS: dict[str, type[Settings]] = {
     "batch": BatchSettings,
     "bench": BenchSettings,
     "simulate": SimulateSettings,
+    "doctor": DoctorSettings,
     "pull": PullSettings,
 }
 

@@ -13,6 +13,7 @@ import msgspec
 from sfllm.config import ENV_PREFIX, Settings, options
 from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
 from sfllm_cli.bench_settings import BenchSettings
+from sfllm_cli.doctor_settings import DoctorSettings
 from sfllm_cli.settings import BatchSettings, ChatSettings, PullSettings, ServeSettings
 
 _SECTIONS: tuple[tuple[str, str, type[Settings]], ...] = (
@@ -30,6 +31,11 @@ _SECTIONS: tuple[tuple[str, str, type[Settings]], ...] = (
         "sfllm bench",
         "Measures servers: [benchmarking.md](benchmarking.md).",
         BenchSettings,
+    ),
+    (
+        "sfllm doctor",
+        "Looks at a running stack and says what to mend: [troubleshooting.md](troubleshooting.md).",
+        DoctorSettings,
     ),
     ("sfllm pull", "Fetches a model and prints where it lies.", PullSettings),
 )

@@ -1,4 +1,4 @@
-"""A process's own `/health`, `/ready`, `/metrics` and `/version`, served from a thread so that work never delays them."""
+"""A process's own `/health`, `/ready`, `/metrics` and `/version`, from a thread, so that work delays none."""
 
 from __future__ import annotations
 
