@@ -66,8 +66,8 @@ def engine(directory: Path) -> Iterator[Engine]:
         raise EngineUnavailableError("no Docker engine runs, and starting one needs root")
     if shutil.which("dockerd") is None:
         raise EngineUnavailableError("no Docker engine runs or is installed (Debian: apt install docker.io)")
-    with _private_engine(directory) as host:
-        yield Engine(host, compose)
+    with private_engine(directory) as private:
+        yield private
 
 
 def _compose_command() -> tuple[str, ...]:
@@ -94,11 +94,13 @@ def _answers(host: str | None) -> bool:
 
 
 @contextmanager
-def _private_engine(directory: Path) -> Iterator[str]:
-    """A daemon of our own; its socket's address."""
+def private_engine(directory: Path, within: tuple[str, ...] = ()) -> Iterator[Engine]:
+    """A daemon of our own; `within` goes before its command. Raises `EngineUnavailableError`."""
+    compose = _compose_command()
     host = f"unix://{directory}/docker.sock"
     log = directory / "dockerd.log"
     command = [
+        *within,
         *("dockerd", "--host", host, "--data-root", str(directory / "data")),
         *("--exec-root", str(directory / "exec"), "--pidfile", str(directory / "dockerd.pid")),
         # Debian's engine asks for more open files than some kernels allow.
@@ -112,7 +114,7 @@ def _private_engine(directory: Path) -> Iterator[str]:
                     last = log.read_text(errors="replace")[-1500:]
                     raise EngineUnavailableError(f"a private Docker engine does not start:\n{last}")
                 time.sleep(0.2)
-            yield host
+            yield Engine(host, compose)
         finally:
             daemon.terminate()
             try:
