@@ -52,6 +52,16 @@ class Network:
     def switch(self) -> str:
         return f"{self.prefix}-switch"
 
+    @property
+    def namespaces(self) -> list[str]:
+        return [self.switch, *(place.name for place in self.places)]
+
+    def inhabitants(self) -> list[str]:
+        """The processes within, while the namespaces are there."""
+        own = {_inode(Path("/run/netns", name)) for name in self.namespaces}
+        found = [pid for pid in _processes() if _inode(Path(f"/proc/{pid}/ns/net")) in own]
+        return [f"process {pid}: {_command_line(pid)}" for pid in found]
+
     @contextmanager
     def lossy(self, *ways: tuple[Place, Place], share: float = 1.0) -> Iterator[None]:
         """Lose this share of what goes from the first to the second of each pair, at random."""
@@ -99,7 +109,7 @@ def network(names: Sequence[str]) -> Iterator[Network]:
     finally:
         if Path("/sys/class/net", prefix).exists():
             _ip("link", "delete", prefix)
-        for name in (made.switch, *(place.name for place in places)):
+        for name in made.namespaces:
             if Path("/run/netns", name).exists():
                 _ip("netns", "delete", name)
 
@@ -153,12 +163,6 @@ def socket_within(namespace: str, family: int, kind: int, protocol: int) -> sock
     return found
 
 
-def inhabitants(namespaces: Sequence[str]) -> set[int]:
-    """The processes whose network is one of these namespaces."""
-    wanted = {_inode(Path("/run/netns", name)) for name in namespaces}
-    return {pid for pid in _processes() if _inode(Path(f"/proc/{pid}/ns/net")) in wanted}
-
-
 def leftovers(prefix: str, *words: str) -> list[str]:
     """What there still is of a network, and processes and mounts that name one of `words`."""
     found = [f"namespace {path.name}" for path in Path("/run/netns").glob(f"{prefix}-*")]
@@ -166,8 +170,8 @@ def leftovers(prefix: str, *words: str) -> list[str]:
     wanted = re.compile("|".join(map(re.escape, (f"{prefix}-", *words))))
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found += [f"mount {line}" for line in mounts if wanted.search(line)]
-    found += [f"process {pid}: {line}" for pid in _processes() if wanted.search(line := _command_line(pid))]
-    return found
+    lines = [f"process {pid}: {_command_line(pid)}" for pid in _processes()]
+    return found + [line for line in lines if wanted.search(line)]
 
 
 def _processes() -> list[int]:

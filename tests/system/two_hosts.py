@@ -1,0 +1,124 @@
+"""Two hosts that share nothing but a network: each has a Docker engine of its own, which gets the images.
+
+Workers are mocks, in an image that is the scheduler's and the package of workers: nobody needs torch here.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from docker_engine import Engine, private_engine
+from namespaces import Network, Place, leftovers, network
+
+ROOT = Path(__file__).parents[2]
+MOCK_WORKER = """\
+FROM sfllm-scheduler
+COPY sfllm_worker /opt/worker/sfllm_worker
+ENV PYTHONPATH=/opt/worker
+ENTRYPOINT ["python3", "-m", "sfllm_worker"]
+"""
+IMAGES = ("sfllm-scheduler", "sfllm-gateway", "sfllm-worker-mock")
+LEAVE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Host:
+    """A place on the network, and the engine that runs there. `directory` is shared with nobody."""
+
+    place: Place
+    engine: Engine
+    directory: Path
+
+    @property
+    def address(self) -> str:
+        return self.place.address
+
+
+@dataclass(frozen=True)
+class TwoHosts:
+    """Host `a` is the scheduler's, host `b` has workers only."""
+
+    network: Network
+    a: Host
+    b: Host
+
+
+@contextmanager
+def two_hosts(source: Engine) -> Iterator[TwoHosts]:
+    """Both hosts, with the images of `source`; at the end nothing of them is left, or that is an error.
+
+    Raises `NetworkUnavailableError` or `EngineUnavailableError`.
+    """
+    # A short name, as socket files need.
+    directory = Path(tempfile.mkdtemp(prefix="sfllm-hosts-"))
+    prefix = ""
+    try:
+        with network(("a", "b")) as made:
+            prefix = made.prefix
+            try:
+                with ExitStack() as engines:
+                    hosts = [_host(place, directory / place.name, engines) for place in made.places]
+                    _bring_images(source, hosts)
+                    yield TwoHosts(made, *hosts)
+            finally:
+                _expect_nothing(made.inhabitants)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        if prefix:
+            _expect_nothing(lambda: leftovers(prefix, str(directory)))
+
+
+def _host(place: Place, directory: Path, engines: ExitStack) -> Host:
+    directory.mkdir()
+    return Host(place, engines.enter_context(private_engine(directory, place.within)), directory)
+
+
+def _bring_images(source: Engine, hosts: Sequence[Host]) -> None:
+    """Load the images into the hosts' engines: all into the first, and into others what workers need."""
+    context = ROOT / "services" / "worker"
+    with tempfile.NamedTemporaryFile("w", prefix="Dockerfile.") as recipe:
+        recipe.write(MOCK_WORKER)
+        recipe.flush()
+        source.run("build", "--quiet", "--tag", "sfllm-worker-mock", "--file", recipe.name, str(context))
+    with ThreadPoolExecutor() as pool:
+        wanted = [IMAGES, *(IMAGES[2:] for _ in hosts[1:])]
+        list(pool.map(lambda host, names: _load(source, host, names), hosts, wanted))
+
+
+def _load(source: Engine, host: Host, names: Sequence[str]) -> None:
+    with subprocess.Popen(
+        ["docker", "save", *names], env=_environment(source), stdout=subprocess.PIPE
+    ) as saving:
+        loading = subprocess.run(
+            ["docker", "load", "--quiet"],
+            env=_environment(host.engine),
+            stdin=saving.stdout,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert loading.returncode == 0, loading.stderr
+    assert saving.returncode == 0
+    host.engine.run("tag", "sfllm-worker-mock", "sfllm-worker")
+
+
+def _environment(engine: Engine) -> dict[str, str]:
+    return {**os.environ, **({"DOCKER_HOST": engine.host} if engine.host else {})}
+
+
+def _expect_nothing(found: Callable[[], list[str]]) -> None:
+    """Processes and namespaces end a moment after they were told to."""
+    end = time.monotonic() + LEAVE_SECONDS
+    while (left := found()) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not left, "\n".join(left)
