@@ -75,7 +75,7 @@ class Overheard(NamedTuple):
     def knows(self, text: str) -> list[str]:
         """Where `text` was seen, whose tokens are its bytes: in which form, nowhere if it is a secret."""
         found = ["text"] if text.encode() in self.raw else []
-        found += ["token ids"] if as_array("I", text.encode()).tobytes() in self.raw else []
+        found += ["token ids"] if as_array("I", list(text.encode())).tobytes() in self.raw else []
         found += ["prompts"] if any(text in each for each in self.prompts) else []
         found += ["answers"] if any(text in each for each in self.answers) else []
         return found
