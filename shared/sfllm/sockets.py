@@ -26,6 +26,9 @@ LINGER_MILLISECONDS = 500
 HEARTBEAT_INTERVAL_MILLISECONDS = 500
 HEARTBEAT_TIMEOUT_MILLISECONDS = 2000
 
+CONNECT_TIMEOUT_MILLISECONDS = 2000
+"""The kernel would wait ever longer between its tries, so that a healed network would go unnoticed."""
+
 RECONNECT_SECONDS = 1.0
 """Who has another scheduler gives up one to which the connection has been lost for so long."""
 
@@ -100,6 +103,7 @@ class DealerLink:
         self.socket.setsockopt(zmq.ROUTING_ID, identity)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self.socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MILLISECONDS)
         self._monitor = self.socket.get_monitor_socket(_CONNECTION_EVENTS) if watched else None
         self.socket.connect(address)
         self._outbox = Outbox()
