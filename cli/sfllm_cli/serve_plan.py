@@ -45,6 +45,7 @@ def child_specs(
         **{name: addresses[name] for name in ("worker_address", "asset_address")},
     )
     worker_environment = _thread_environment(worker)
+    given_gpus = () if worker.gpu_claims else gpus  # workers that claim GPUs find their own
     services: list[tuple[str, str, CommonSettings, type[Settings], int, dict[str, str]]] = [
         *(
             (name, "sfllm_scheduler", scheduler, SchedulerSettings, SCHEDULER_STOPS, {})
@@ -57,7 +58,7 @@ def child_specs(
         *(
             (
                 *(f"worker-{index}", "sfllm_worker", worker, WorkerSettings, WORKERS_STOP),
-                worker_environment | gpu_of(index, workers, gpus),
+                worker_environment | gpu_of(index, workers, given_gpus),
             )
             for index in range(workers)
         ),

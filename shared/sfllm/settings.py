@@ -234,6 +234,16 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
         Literal["auto", "cpu", "cuda"],
         Meta(description="where the model runs; auto takes a GPU if there is one"),
     ] = "auto"
+    gpu_claims: Annotated[
+        str | None,
+        Meta(
+            description="folder that all workers of this host share: each takes a GPU that no other has, of "
+            "those that CUDA_VISIBLE_DEVICES shows, and keeps it until its process ends"
+        ),
+    ] = None
+    gpu_claim_seconds: Annotated[
+        float, Meta(ge=0, description="how long to wait for a GPU that no other worker has claimed")
+    ] = 60.0
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Meta(description="number format of weights and cache; auto is bfloat16 where it is fast"),

@@ -5,59 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fake_nvidia_smi import listing, uuid_of, write_listing, write_tool
 
 from sfllm.config import parse
-from sfllm_cli.gpus import find_gpus, parse_listing, visible_gpus
+from sfllm_cli.gpus import find_gpus
 from sfllm_cli.serve_plan import admin_ports, child_specs
 from sfllm_cli.settings import AllServeSettings, ServicesSettings, split
 
-A, B, C = (f"GPU-{letter * 8}-0000-1111-2222-333344445555" for letter in "abc")
-LISTING = f"""\
-GPU 0: NVIDIA H100 80GB HBM3 (UUID: {A})
-  MIG 1g.10gb     Device  0: (UUID: MIG-11111111-2222-3333-4444-555555555555)
-GPU 1: NVIDIA GeForce RTX 4090 (UUID: {B})
-GPU 2: NVIDIA L40S (UUID: {C})
-"""
+A, B, C = (uuid_of(letter) for letter in "abc")
 
 
 def settings(*flags: str) -> ServicesSettings:
     return split(parse(AllServeSettings, prog="serve", description="", argv=flags, environ={}))
 
 
-def tool(directory: Path, script: str) -> dict[str, str]:
-    """An environment in which `nvidia-smi` is a program of ours."""
-    program = directory / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
-    return {"PATH": f"{directory}:/usr/bin:/bin"}
-
-
-def test_the_listing_gives_gpus_and_not_their_parts() -> None:
-    assert parse_listing(LISTING) == (A, B, C)
-    assert parse_listing("No devices found.\n") == ()
-
-
-@pytest.mark.parametrize(
-    ("visible", "seen"),
-    [
-        (None, (A, B, C)),
-        ("", ()),
-        ("-1", ()),
-        ("2", ("2",)),
-        ("2, 0", ("2", "0")),
-        ("0,7,1", ("0",)),  # CUDA sees nothing from the first wrong entry on
-        ("0,-1,1", ("0",)),
-        (f"{B},GPU-cc", (B, "GPU-cc")),
-        ("GPU-dd", ()),
-        ("MIG-11111111-2222-3333-4444-555555555555", ("MIG-11111111-2222-3333-4444-555555555555",)),
-    ],
-)
-def test_the_users_choice_is_read_as_cuda_reads_it(visible: str | None, seen: tuple[str, ...]) -> None:
-    assert visible_gpus((A, B, C), visible) == seen
-
-
 def test_gpus_are_found_by_the_drivers_tool(tmp_path: Path) -> None:
-    environment = tool(tmp_path, f"[ \"$1\" = -L ] && cat <<'END'\n{LISTING}END")
+    environment = write_listing(tmp_path, listing((A, B, C)))
     assert find_gpus(environment) == (A, B, C)
     assert find_gpus({**environment, "CUDA_VISIBLE_DEVICES": "1,2"}) == ("1", "2")
 
@@ -67,7 +30,7 @@ def test_no_gpu_is_found_without_the_tool_or_with_one_that_fails(
 ) -> None:
     assert find_gpus({"PATH": str(tmp_path)}) == ()
     assert capsys.readouterr().err == ""
-    assert find_gpus(tool(tmp_path, "exit 9")) == ()
+    assert find_gpus(write_tool(tmp_path, "exit 9")) == ()
     assert "nvidia-smi failed" in capsys.readouterr().err
 
 
@@ -87,6 +50,13 @@ def test_auto_without_a_gpu_is_one_worker(tmp_path: Path) -> None:
 def test_more_workers_than_gpus_take_them_in_turn(tmp_path: Path) -> None:
     specs = child_specs(settings("--workers=3"), tmp_path, {}, 8, (A, B))
     assert [spec.environment.get("CUDA_VISIBLE_DEVICES") for spec in specs[-3:]] == [A, B, A]
+
+
+def test_workers_that_claim_gpus_are_given_none(tmp_path: Path) -> None:
+    specs = child_specs(settings("--workers=auto", "--gpu-claims=/claims"), tmp_path, {}, 8, (A, B))
+    workers = [spec for spec in specs if spec.name.startswith("worker")]
+    assert ["CUDA_VISIBLE_DEVICES" in spec.environment for spec in workers] == [False, False]
+    assert all("--gpu-claims=/claims" in spec.command for spec in workers)
 
 
 def test_a_worker_that_is_alone_keeps_the_users_choice(tmp_path: Path) -> None:

@@ -85,6 +85,12 @@ def test_a_scrape_reads_the_gpu() -> None:
     assert value(metrics, "gpu_memory_bytes", state="free") == 77 * 2**30
 
 
+def test_a_worker_says_which_gpu_it_has() -> None:
+    metrics, shown = worker_metrics()
+    shown.gpu(UUID)
+    assert value(metrics, "gpu_info", uuid=UUID) == 1
+
+
 def test_a_gpu_that_is_lost_is_unknown_and_said_once() -> None:
     nvml = OneGpu()
     metrics, shown = worker_metrics()

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from sfllm.gpus import parse_listing
 from sfllm.model_files import cache_directory
-from sfllm_cli.gpus import parse_listing
 
 SMI_SECONDS = 30.0
 
@@ -105,7 +105,7 @@ def find_driver(environ: Mapping[str, str], devices: Path = Path("/dev")) -> Gpu
         return Gpus(fault=f"nvidia-smi: {error}")
     driver, cuda = _DRIVER.search(told), _CUDA.search(told)
     return Gpus(
-        parse_listing(listed),
+        tuple(gpu.uuid for gpu in parse_listing(listed)),
         driver[1] if driver else "",
         (int(cuda[1]), int(cuda[2])) if cuda else None,
     )

@@ -9,9 +9,11 @@ from types import FrameType
 
 from sfllm import logs
 from sfllm.config import parse
+from sfllm.gpus import GpuListError
 from sfllm.model_files import ModelFilesError
 from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
 from sfllm_worker.assembly import Parts, Worker, assemble
+from sfllm_worker.gpu_claims import NoFreeGpuError, claim_gpu
 
 SPINS_AT_A_BARRIER = "2000"
 """Threads that sleep at once make a decode step nearly twice as long; threads that spin without a
@@ -41,8 +43,13 @@ def main() -> int:
     for number in SIGNALS:
         signal.signal(number, _stop_starting)
     try:
-        worker = assemble(settings, _build(settings))
-    except (ModelFilesError, ValueError, OSError) as error:
+        # First of all: what is imported by _build may initialise CUDA, which then sees this GPU alone.
+        gpu = claim_gpu(settings, os.environ)
+        worker = assemble(settings, _build(settings), gpu)
+    except NoFreeGpuError as error:
+        print(f"sfllm_worker: {error}", file=sys.stderr)
+        return os.EX_TEMPFAIL  # starting again may help
+    except (GpuListError, ModelFilesError, ValueError, OSError) as error:
         print(f"sfllm_worker: {error}", file=sys.stderr)
         return 2  # as for a wrong flag: starting again would not help
     _drain_at_signal(worker, settings.drain_seconds)

@@ -62,8 +62,11 @@ class Worker(NamedTuple):
     tracer: Tracer | None
 
 
-def assemble(settings: WorkerSettings, parts: Parts) -> Worker:
-    """Connect. Raises OSError when the admin port is taken, ValueError when it cannot trace."""
+def assemble(settings: WorkerSettings, parts: Parts, claimed_gpu: str | None = None) -> Worker:
+    """Connect. Raises OSError when the admin port is taken, ValueError when it cannot trace.
+
+    `claimed_gpu` is the UUID of the GPU that this worker claimed, if it did.
+    """
     engine, card = parts.engine, parts.card
     if settings.target_itl_ms is not None:
         engine.keep_within(settings.target_itl_ms / 1000)
@@ -78,6 +81,9 @@ def assemble(settings: WorkerSettings, parts: Parts) -> Worker:
     metrics = WorkerMetrics(registry, card.name, hello.worker_id)
     for phase, seconds in parts.phases.items():
         metrics.startup(phase, seconds)
+    gpu = claimed_gpu or (parts.gpu.uuid if parts.gpu is not None else None)
+    if gpu is not None:
+        metrics.gpu(gpu)
     if parts.gpu is not None:
         metrics.watch_graphs(parts.gpu.figures)
         telemetry = GpuTelemetry.open(parts.gpu.uuid)

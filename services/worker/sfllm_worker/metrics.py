@@ -68,6 +68,13 @@ class WorkerMetrics:
         """How long one phase of the start took."""
         self._startup.labels(*self._values, phase).set(seconds)
 
+    def gpu(self, uuid: str) -> None:
+        """Which GPU this worker has."""
+        info = self._metrics.gauge(
+            "gpu_info", "1 for the GPU that a worker has, by its UUID", ("model_name", "worker", "uuid")
+        )
+        info.labels(*self._values, uuid).set(1)
+
     def watch_gpu(self, telemetry: GpuTelemetry) -> None:
         """Show utilization and memory of the worker's GPU, read at each scrape."""
         labels = ("model_name", "worker")

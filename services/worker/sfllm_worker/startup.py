@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -12,6 +13,7 @@ import torch
 from msgspec.structs import replace
 
 from sfllm.asset_pull import asset_of
+from sfllm.gpus import PART, VISIBLE
 from sfllm.messages import GenerationDefaults, ModelCard, Pooling, Sampling
 from sfllm.model_files import model_name, resolve_model
 from sfllm.settings import WorkerSettings
@@ -207,7 +209,9 @@ def _bytes_to_reserve(
 
 
 def _gpu_uuid(device: torch.device) -> str:
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"
+    """The GPU as NVML knows it. CUDA tells a part of a GPU (MIG) by numbers that fit neither of its names."""
+    first = os.environ.get(VISIBLE, "").partition(",")[0].strip()
+    return first if first.startswith(PART) else f"GPU-{torch.cuda.get_device_properties(device).uuid}"
 
 
 def warm_up(engine: Engine, requests: Sequence[Sampling] = WARM_UP) -> float:
