@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from msgspec import Meta
 
@@ -40,3 +41,16 @@ class DoctorSettings(Settings, frozen=True, kw_only=True):
     timeout_seconds: Annotated[
         float, Meta(gt=0, le=600, description="longest wait for each answer of a process")
     ] = 5.0
+
+    def __post_init__(self) -> None:
+        """Refuse addresses that cannot be."""
+        for flag, address in (("--url", self.url), *(("--admin", f"//{item}") for item in self.admin)):
+            try:
+                parts = urlsplit(address)
+                possible = bool(parts.hostname) and parts.port != 0
+            except ValueError:
+                possible = False
+            if not possible:
+                raise ValueError(
+                    f"{flag}: {address.removeprefix('//')} has no host, or no port from 1 to 65535"
+                )

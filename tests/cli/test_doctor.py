@@ -153,6 +153,27 @@ def test_a_port_that_another_program_has_names_that_program(tmp_path: Path) -> N
         assert f"process {os.getpid()}" in findings[name].meaning
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [["--url=http://127.0.0.1:70000"], ["--admin=127.0.0.1:70000"], ["--admin=9100"], ["--url=ftp://a"]],
+)
+def test_an_address_that_cannot_be_is_wrong_usage(
+    flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", *flags])
+    assert ended.value.code == 2
+    assert flags[0][:5] in capsys.readouterr().err
+
+
+def test_an_address_of_ipv6_is_one_address(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_INET6) as held:
+        held.bind(("::1", 0))  # bound, so that nothing else can listen there, and not listening
+        code, findings = doctor(tmp_path, f"--url=http://[::1]:{held.getsockname()[1]}")
+    assert code == 1
+    assert findings["gateway"].meaning.startswith("nothing listens at [::1]:")
+
+
 def test_the_findings_can_go_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     (port,) = free_ports(1)
     assert main(["doctor", f"--url=http://127.0.0.1:{port}", "--sample-seconds=0", "--json=-"]) == 1

@@ -197,7 +197,7 @@ def test_a_card_without_tokenizer_or_template_is_told(answer: Answer, status: st
 )
 def test_a_certificate_is_told_before_it_ends(certificate: Certificate, expected: list[str]) -> None:
     served = api(certificate=certificate)
-    served = served._replace(process=served.process._replace(tls=True))
+    served = served._replace(process=served.process._replace(url="https://host:1"))
     found = [item for item in check_api(stack(api=served)) if item.check.startswith("certificate")]
     assert statuses(found) == expected
 

@@ -21,12 +21,17 @@ class Process(NamedTuple):
     after: Samples = Samples()
     occupant: str = ""
     """Which program has the port, as far as this machine tells."""
-    tls: bool = False
+    url: str = ""
 
     @property
     def name(self) -> str:
         """What to call it in a finding."""
         return f"{self.after.role or 'process'} at {self.address}"
+
+    @property
+    def tls(self) -> bool:
+        """Whether it was asked by HTTPS."""
+        return self.url.startswith("https:")
 
     @property
     def known(self) -> bool:

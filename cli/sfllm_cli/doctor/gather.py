@@ -49,18 +49,18 @@ async def _process(session: aiohttp.ClientSession, url: str) -> Process:
     health, ready, version, metrics = await asyncio.gather(*(ask(session, url + path) for path in paths))
     parts = urlsplit(url)
     samples = _samples(metrics)
-    address = f"{parts.hostname}:{parts.port or (443 if parts.scheme == 'https' else 80)}"
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    address = f"[{parts.hostname}]:{port}" if ":" in (parts.hostname or "") else f"{parts.hostname}:{port}"
     known = samples.role is not None or health.failure in ("refused", "unreachable")
-    occupant = "" if known or not await _is_here(parts.hostname or "") else _occupant(parts.port)
-    return Process(address, health, ready, version, samples, samples, occupant)
+    occupant = "" if known or not await _is_here(parts.hostname or "") else _occupant(port)
+    return Process(address, health, ready, version, samples, samples, occupant, url)
 
 
 async def _again(session: aiohttp.ClientSession, process: Process) -> Process:
     """The process with its metrics as they are now; as they were, where it does not tell them any more."""
     if not process.known:
         return process
-    scheme = "https" if process.tls else "http"
-    late = _samples(await ask(session, f"{scheme}://{process.address}/metrics"))
+    late = _samples(await ask(session, f"{process.url}/metrics"))
     return process._replace(after=late) if late.role == process.before.role else process
 
 
@@ -74,7 +74,7 @@ def _samples(answer: Answer) -> Samples:
 async def _api(session: aiohttp.ClientSession, url: str, settings: DoctorSettings) -> Api:
     parts = urlsplit(url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    process = (await _process(session, url))._replace(tls=parts.scheme == "https")
+    process = await _process(session, url)
     addresses = await _addresses(host)
     remote = any(not is_loopback(address) for address in addresses)
     api = Api(process, remote=remote, exposed=remote or _listens_beyond_loopback(port))
@@ -118,7 +118,7 @@ def _listens_beyond_loopback(port: int) -> bool:
     return any(not is_loopback(listener.address) for listener in _listeners(port))
 
 
-def _occupant(port: int | None) -> str:
+def _occupant(port: int) -> str:
     """The program that listens there, if this user may know it."""
     for listener in _listeners(port):
         if listener.process is not None:
@@ -129,7 +129,7 @@ def _occupant(port: int | None) -> str:
     return ""
 
 
-def _listeners(port: int | None) -> list[Listener]:
+def _listeners(port: int) -> list[Listener]:
     """What listens at that port, as far as this system shows it to this user."""
     try:
         everything = psutil.net_connections("tcp")

@@ -96,7 +96,9 @@ def check_clocks(evidence: Evidence) -> Iterator[Finding]:
     # This machine's own clock is one of those compared.
     most, least = max(offsets[ahead].least, 0.0), min(offsets[behind].most, 0.0)
     if most - least <= CLOCK_SECONDS:
-        yield ok("clocks", f"{len(offsets)} and this machine's agree to about {CLOCK_SECONDS:.0f} seconds")
+        yield ok(
+            "clocks", f"{len(offsets)} processes and this machine agree to about {CLOCK_SECONDS:.0f} seconds"
+        )
         return
     late = behind if least < 0 else "this machine"
     early = ahead if most > 0 else "this machine"
