@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sfllm_worker import large_pages
 from sfllm_worker.model.config import ModelConfig
 
 PADDING_BLOCK = 0
@@ -60,7 +58,10 @@ class KVCache:
         self.block_size = block_size
         shape = (config.num_layers, 2, num_blocks, config.num_kv_heads, block_size, config.head_dim)
         # One allocation, so that copies of blocks are one operation; each layer's part is contiguous.
-        self.storage = _zeros(shape, dtype, torch.device(device))
+        on_host = torch.device(device).type == "cpu"
+        self.storage = (
+            large_pages.zeros(shape, dtype) if on_host else torch.zeros(shape, dtype=dtype, device=device)
+        )
         """`[num_layers, 2, num_blocks, num_kv_heads, block_size, head_dim]`: all keys and values."""
         self.layers = [KVLayer(i, self.storage[i, 0], self.storage[i, 1]) for i in range(config.num_layers)]
 
@@ -94,18 +95,3 @@ class KVCache:
         """Numbers of blocks on the cache's device. From pinned memory, because other copies wait for it."""
         numbers = torch.tensor(blocks, dtype=torch.int64, pin_memory=self.device.type == "cuda")
         return numbers.to(self.device, non_blocking=True)
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that cost nothing until they are used: on a CPU the kernel gives zeroed pages on first touch.
-
-    `torch.zeros` writes every byte, which for gigabytes takes seconds of the start. Large pages are asked
-    for, because each block of each layer lies on pages of its own, and looking those up takes time.
-    """
-    if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them is only slower
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)

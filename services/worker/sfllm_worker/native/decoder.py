@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sfllm_worker.kv.cache import KVCache
+from sfllm_worker.large_pages import Copies
 from sfllm_worker.model.attention import AttentionBatch
 from sfllm_worker.model.config import ModelConfig
 from sfllm_worker.model.decoder import Decoder, DecoderWeights, LayerWeights
@@ -172,18 +173,19 @@ class _RotationTable:
 
 
 def _packed(config: ModelConfig, weights: DecoderWeights) -> DecoderWeights:
-    """The same weights as native products read them."""
+    """The same weights as native products read them, in the order in which a step does."""
+    copies = Copies()
     layers = tuple(
         replace(
             layer,
-            qkv=pack_linear(layer.qkv, config.head_dim),
-            attention_output=pack_linear(layer.attention_output, config.hidden_size),
-            gate_up=pack_linear(layer.gate_up, config.intermediate_size),
-            down=pack_linear(layer.down, config.hidden_size),
+            qkv=pack_linear(layer.qkv, config.head_dim, copies),
+            attention_output=pack_linear(layer.attention_output, config.hidden_size, copies),
+            gate_up=pack_linear(layer.gate_up, config.intermediate_size, copies),
+            down=pack_linear(layer.down, config.hidden_size, copies),
         )
         for layer in weights.layers
     )
-    head = pack_linear(weights.head, config.vocab_size)
+    head = pack_linear(weights.head, config.vocab_size, copies)
     embedding = PanelEmbedding(head) if config.tie_word_embeddings else weights.embedding
     return replace(weights, embedding=embedding, layers=layers, head=head)
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from torch import Tensor
 
+from sfllm_worker.large_pages import Copies
 from sfllm_worker.model.layers import DenseLinear, Linear
 from sfllm_worker.native import structures as s
 from sfllm_worker.native.quantized_panels import QuantizedPanelLinear
@@ -85,15 +86,21 @@ class PanelEmbedding:
         return self._head.rows(token_ids)
 
 
-def pack_linear(linear: Linear, unit: int) -> PanelLinear | QuantizedPanelLinear:
-    """The same layer in panels; the given one is used up. Raises TypeError for a kind that is not known."""
+def pack_linear(linear: Linear, unit: int, copies: Copies) -> PanelLinear | QuantizedPanelLinear:
+    """The same layer in panels, which are among the `copies`; the given one is used up.
+
+    Raises TypeError for a kind that is not known.
+    """
     if isinstance(linear, PanelLinear | QuantizedPanelLinear):
         return linear
     if isinstance(linear, QuantizedLinear):
-        return QuantizedPanelLinear(linear.weight, linear.bias, unit, linear.dtype)
+        quantized = QuantizedPanelLinear(linear.weight, linear.bias, unit, linear.dtype)
+        quantized.panels = quantized.panels._replace(data=copies.of(quantized.panels.data))
+        return quantized
     if not isinstance(linear, DenseLinear):
         raise TypeError(f"{type(linear).__name__} has no plain weight")
     packed = PanelLinear(linear.weight, linear.bias, unit)
+    packed.panels = copies.of(packed.panels)
     # Let go of at once, so that loading a model does not take its memory twice.
     linear.weight = linear.weight.new_empty(0, packed.in_features)
     return packed

@@ -36,10 +36,8 @@ INLINE void sum_tile(const uint32_t *x, size_t stride, const uint32_t *panel, in
     for (int p = 0; p < POINTERS; p++) at[p] = x + 3 * p * stride;
     const char *fetched = ahead.from;
     for (int k = 0; k < words; k++, panel += PANEL, fetched += ahead.step) {
-        if (MR > 1) {
-            __builtin_prefetch(fetched, 0, 2);
-            __builtin_prefetch(fetched + ahead.step / 2, 0, 2);
-        }
+        __builtin_prefetch(fetched);
+        __builtin_prefetch(fetched + ahead.step / 2);
         V column[TILE_VECTORS];
 #pragma GCC unroll 2
         for (int v = 0; v < TILE_VECTORS; v++) column[v] = load_as<V>(panel + v * LANES);
@@ -158,8 +156,8 @@ static void linear_panel(const T *x, size_t x_stride, int tokens, const Matrix &
     const uint32_t *panel = (const uint32_t *)panel_memory(matrix, index, bytes);
     const float *bias = matrix.bias ? matrix.bias + index * PANEL : nullptr;
     const int tiles = (tokens + TILE_TOKENS - 1) / TILE_TOKENS;
-    // One tile reads as fast as memory gives; with more, the memory would rest while they compute.
-    const bool fetch = tokens > 1 && next < matrix.rows / PANEL;
+    // Or the memory would rest while tiles compute.
+    const bool fetch = next < matrix.rows / PANEL;
     Ahead ahead{fetch ? panel_memory(matrix, next, bytes) : (const char *)panel, fetch ? PANEL * sizeof(float) / tiles : 0};
 #if SFLLM_AMX
     if constexpr (sizeof(T) == sizeof(bf16))

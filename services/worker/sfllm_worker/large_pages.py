@@ -1,0 +1,55 @@
+"""Memory of the host that the kernel may give in large pages.
+
+A step reads all weights and caches once, which is more than the processor remembers addresses for: with
+pages of 4 KiB it looks one up for every 64 lines, in a virtual machine through two tables. Where the kernel
+has no pages of 2 MiB, memory is only slower.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+
+import torch
+from torch import Tensor
+
+_PAGE_BYTES = 2 * 2**20
+_CHUNK_BYTES = 32 * 2**20
+_LINE_BYTES = 64
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that cost neither time nor memory until they are used, as the kernel gives zeroed pages.
+
+    `torch.zeros` writes every byte, which for gigabytes takes seconds. Raises OSError when there is no
+    address space left.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    # Private, because large pages of shared memory are off on most machines.
+    memory = mmap.mmap(-1, size + _PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    every = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -every.data_ptr() % _PAGE_BYTES
+    return every[start : start + size].view(dtype).view(shape)
+
+
+class Copies:
+    """Tensors next to each other in chunks of large pages, most of which would not fill a page of their own.
+
+    A chunk lives as long as any tensor in it.
+    """
+
+    def __init__(self) -> None:
+        self._chunk = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """A contiguous copy of a tensor of the host."""
+        start = self._used
+        if start + tensor.nbytes > self._chunk.nbytes:
+            self._chunk, start = zeros((max(_CHUNK_BYTES, tensor.nbytes),), torch.uint8), 0
+        self._used = start + tensor.nbytes + -tensor.nbytes % _LINE_BYTES
+        return self._chunk[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
