@@ -78,8 +78,12 @@ def two_hosts(source: Engine) -> Iterator[TwoHosts]:
 
 
 def _host(place: Place, directory: Path, engines: ExitStack) -> Host:
-    directory.mkdir()
-    return Host(place, engines.enter_context(private_engine(directory, place.within)), directory)
+    """Its disk is memory: images are written once and read once, and are gone when the engine is."""
+    disk = directory / "data"
+    disk.mkdir(parents=True)
+    mounted = ("sh", "-c", f'mount -t tmpfs -o mode=0711 tmpfs {disk} && exec "$@"', "sh")
+    engine = engines.enter_context(private_engine(directory, (*place.within, *mounted)))
+    return Host(place, engine, directory)
 
 
 def _bring_images(source: Engine, hosts: Sequence[Host]) -> None:
