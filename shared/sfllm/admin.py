@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from sfllm.metrics import CONTENT_TYPE, Metrics
-from sfllm.version import VERSION
+from sfllm.version import VERSIONS
 
 REQUEST_TIMEOUT_SECONDS = 5.0
 
@@ -59,7 +59,7 @@ class AdminServer:
         if path == "/ready":
             return _answer(self._problem() or self._unready(), "ready")
         if path == "/version":
-            return 200, "application/json", json.dumps({"version": VERSION}).encode()
+            return 200, "application/json", json.dumps(VERSIONS).encode()
         message = b'{"error":{"message":"try /health, /ready, /metrics or /version"}}'
         return 404, "application/json", message
 

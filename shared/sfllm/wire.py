@@ -37,6 +37,10 @@ class WireError(ValueError):
     """Bytes that are not a message of this link; the text says what is wrong with them."""
 
 
+class VersionError(WireError):
+    """A frame of another version of the protocol."""
+
+
 class Decoded(NamedTuple):
     """A message and its arrays, in the order of its `array_types`."""
 
@@ -61,6 +65,14 @@ def encode(message: Message, *arrays: Array) -> bytes:
     sizes = [view.nbytes for view in arrays]
     header = _header(len(arrays)).pack(MAGIC, PROTOCOL_VERSION, message.kind, len(body), *sizes)
     return b"".join((header, *arrays, body))
+
+
+def version_notice() -> bytes:
+    """What tells a peer of any other version which one this process speaks: no message follows it.
+
+    A frame's first four bytes are the same in every version, so whoever decodes it gets a `VersionError`.
+    """
+    return MAGIC + bytes((PROTOCOL_VERSION, 0))
 
 
 class _Kind(NamedTuple):
@@ -110,7 +122,7 @@ def _kind_of(frame: bytes, known: dict[int, _Kind]) -> _Kind:
         raise WireError("not an sfllm message (bad header)")
     version, kind = frame[2], frame[3]
     if version != PROTOCOL_VERSION:
-        raise WireError(
+        raise VersionError(
             f"peer speaks protocol version {version}, this process {PROTOCOL_VERSION}: upgrade one"
         )
     if kind not in known:

@@ -29,7 +29,7 @@ def test_health_says_healthy_and_when(gateway: GatewayProcess, path: str) -> Non
 
 def test_ready_and_version(gateway: GatewayProcess) -> None:
     assert get(gateway, "/ready").json() == {"status": "ready"}
-    assert set(get(gateway, "/version").json()) == {"version"}
+    assert set(get(gateway, "/version").json()) == {"version", "protocol"}
 
 
 def test_a_model_is_listed_under_all_its_names(gateway: GatewayProcess) -> None:

@@ -61,10 +61,13 @@ class Peer:
         raise AssertionError(f"no {kind.__name__} came")
 
     def receive(self, deadline: float) -> Decoded:
+        return self._decode(self.receive_bytes(deadline))
+
+    def receive_bytes(self, deadline: float) -> bytes:
         while (frame := self._link.receive()) is None:
             assert time.monotonic() < deadline, "nothing came"
             self._link.socket.poll(100)
-        return self._decode(frame)
+        return frame
 
     def wait_for_silence(self, seconds: float) -> None:
         """Read until nothing has come for so long: not even beats."""

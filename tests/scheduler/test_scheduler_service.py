@@ -44,7 +44,7 @@ from sfllm.messages import (
     WorkerWelcome,
 )
 from sfllm.token_batch import TokenBatch, rows
-from sfllm.wire import as_array, encode
+from sfllm.wire import as_array, encode, version_notice
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_an_asset_that_is_not_here_is_answered_with_nothing(scheduler: Scheduler
 def test_malformed_messages_are_counted_and_change_nothing(scheduler: SchedulerProcess) -> None:
     gateway, _ = join_gateway(scheduler)
     beat = encode(GatewayBeat(1))
-    nonsense = [b"", b"x", b"SF\x63" + beat[3:], beat[:-1], beat[:-1] + b"\xc1", beat + b"more"]
+    nonsense = [b"", b"x", b"SG" + beat[2:], beat[:-1], beat[:-1] + b"\xc1", beat + b"more"]
     for frame in nonsense:
         gateway.send_bytes(frame)
     worker = scheduler.peer("worker", b"w-")
@@ -152,6 +152,15 @@ def test_malformed_messages_are_counted_and_change_nothing(scheduler: SchedulerP
     scheduler.wait_for_metric('malformed_messages_total{link="gateway"}', len(nonsense))
     scheduler.wait_for_metric('malformed_messages_total{link="worker"}', 1)
     assert gateway.identity.decode() in scheduler.log_text()
+
+
+@pytest.mark.parametrize("link", ["gateway", "worker", "asset"])
+def test_a_peer_of_another_version_is_told_the_schedulers(scheduler: SchedulerProcess, link: str) -> None:
+    peer = scheduler.peer(link, b"n-")
+    peer.send_bytes(b"SF\x63\x01 of which only the beginning is known")
+    assert peer.receive_bytes(time.monotonic() + PATIENCE_SECONDS) == version_notice()
+    scheduler.wait_for_metric(f'malformed_messages_total{{link="{link}"}}', 1)
+    assert "peer speaks protocol version 99" in scheduler.log_text()
 
 
 def test_a_worker_that_falls_silent_has_its_requests_interrupted(scheduler: SchedulerProcess) -> None:

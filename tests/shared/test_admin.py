@@ -11,7 +11,7 @@ import pytest
 
 from sfllm.admin import AdminServer
 from sfllm.metrics import Metrics
-from sfllm.version import VERSION
+from sfllm.version import VERSIONS
 
 
 class Process:
@@ -49,7 +49,7 @@ def test_a_process_without_a_problem_is_healthy(process: Process) -> None:
 
 def test_a_process_tells_its_version(process: Process) -> None:
     status, content_type, body = process.get("/version")
-    assert (status, content_type, json.loads(body)) == (200, "application/json", {"version": VERSION})
+    assert (status, content_type, json.loads(body)) == (200, "application/json", VERSIONS)
 
 
 def test_a_problem_makes_it_unhealthy_and_is_named(process: Process) -> None:

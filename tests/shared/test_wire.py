@@ -12,7 +12,17 @@ from message_strategies import arrays_of, values_of
 
 from sfllm import messages
 from sfllm.messages import GatewayBeat, Message, Submit
-from sfllm.wire import MAGIC, PROTOCOL_VERSION, Decoded, WireError, as_array, decoder, encode
+from sfllm.wire import (
+    MAGIC,
+    PROTOCOL_VERSION,
+    Decoded,
+    VersionError,
+    WireError,
+    as_array,
+    decoder,
+    encode,
+    version_notice,
+)
 
 LINKS = {
     "gateway to scheduler": messages.GATEWAY_TO_SCHEDULER,
@@ -97,9 +107,17 @@ def test_deep_nesting_is_a_wire_error() -> None:
 def test_another_protocol_version_is_refused_with_both_versions() -> None:
     frame = encode(GatewayBeat(1))
     with pytest.raises(
-        WireError, match=f"peer speaks protocol version 9, this process {PROTOCOL_VERSION}: upgrade one"
+        VersionError, match=f"peer speaks protocol version 9, this process {PROTOCOL_VERSION}: upgrade one"
     ):
         decoder([GatewayBeat])(frame[:2] + b"\x09" + frame[3:])
+
+
+def test_a_notice_tells_a_peer_of_another_version_and_means_nothing_to_one_of_the_same() -> None:
+    notice = version_notice()
+    with pytest.raises(VersionError, match="peer speaks protocol version 9"):
+        decoder([GatewayBeat])(notice[:2] + b"\x09" + notice[3:])
+    with pytest.raises(WireError, match="does not belong"):
+        decoder([GatewayBeat])(notice)
 
 
 def test_a_message_of_another_link_is_refused() -> None:

@@ -15,7 +15,13 @@ from sfllm_cli.doctor.gather import gather
 from sfllm_cli.doctor.load_checks import check_load
 from sfllm_cli.doctor.machine_checks import check_machine
 from sfllm_cli.doctor.model_checks import check_fleet, check_models
-from sfllm_cli.doctor.process_checks import check_clocks, check_limits, check_processes, check_versions
+from sfllm_cli.doctor.process_checks import (
+    check_clocks,
+    check_limits,
+    check_processes,
+    check_protocols,
+    check_versions,
+)
 from sfllm_cli.doctor.report import show, write_json
 from sfllm_cli.doctor_settings import DoctorSettings
 from sfllm_cli.settings import known_settings
@@ -46,6 +52,7 @@ def examine(evidence: Evidence) -> list[Finding]:
         *check_fleet(evidence),
         *check_models(evidence),
         *check_versions(evidence, VERSION),
+        *check_protocols(evidence),
         *check_clocks(evidence),
         *check_limits(evidence),
         *check_load(evidence),

@@ -82,6 +82,24 @@ def check_versions(evidence: Evidence, own: str) -> Iterator[Finding]:
     )
 
 
+def check_protocols(evidence: Evidence) -> Iterator[Finding]:
+    """Whether all speak one version of the protocol: those that do not cannot work together."""
+    protocols: dict[str, list[str]] = defaultdict(list)
+    for process in evidence.everyone():
+        told = process.version.fields().get("protocol") if process.version.ok else None
+        if told is not None:
+            protocols[str(told)].append(process.name)
+    if len(protocols) == 1:
+        yield ok("protocol", f"all speak version {next(iter(protocols))}")
+    elif protocols:
+        shown = "; ".join(f"{version}: {', '.join(names)}" for version, names in sorted(protocols.items()))
+        yield problem(
+            "protocol",
+            f"they speak different versions, and do not understand each other: {shown}",
+            "upgrade what is left of the older version, scheduler first",
+        )
+
+
 def check_clocks(evidence: Evidence) -> Iterator[Finding]:
     """Whether the processes' clocks and this machine's agree, as far as whole seconds tell."""
     offsets = {

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sfllm.errors import ErrorCode, ServiceError
 from sfllm.metrics import CONTENT_TYPE
-from sfllm.version import VERSION
+from sfllm.version import VERSION, VERSIONS
 from sfllm_gateway import native, openapi, text_api
 from sfllm_gateway.anthropic import messages
 from sfllm_gateway.anthropic.errors import speaks_anthropic
@@ -208,9 +208,9 @@ def _add_status(app: FastAPI, state: GatewayState) -> None:
     async def metrics() -> Response:
         return Response(state.metrics.registry.render(), media_type=CONTENT_TYPE)
 
-    @app.get("/version", summary="The version of sfllm")
+    @app.get("/version", summary="The versions of sfllm and of its protocol")
     async def version() -> JSONResponse:
-        return JSONResponse({"version": VERSION})
+        return JSONResponse(VERSIONS)
 
 
 def _add_info(app: FastAPI, state: GatewayState) -> None:

@@ -70,7 +70,7 @@ class GatewayState:
         if self.draining:
             return "this gateway is shutting down"
         if not self.links.connected:
-            return "the scheduler cannot be reached"
+            return self.links.trouble()
         return self.registry.problem()
 
     async def model_to_serve(self, name: str | None) -> LoadedModel:

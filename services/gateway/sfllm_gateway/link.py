@@ -47,6 +47,8 @@ class SchedulerLink:
         self._dealer = DealerLink(context, address, identity, watched)
         self._watched = watched
         self._hello_sent = False
+        self.other_version = ""
+        """Why nothing that this scheduler sends can be read, if it speaks another version of the protocol."""
         self._decode = wire.decoder(SCHEDULER_TO_GATEWAY)
         self._drain_scheduled = False
         self._closed = False
@@ -95,7 +97,10 @@ class SchedulerLink:
                 break
             try:
                 decoded = self._decode(frame)
+                self.other_version = ""
                 self._take(decoded.message, decoded.arrays)
+            except wire.VersionError as error:
+                self._note_version(str(error))
             except wire.WireError as error:
                 log.warning(
                     "malformed message from the scheduler", scheduler=self._address, reason=str(error)
@@ -103,6 +108,12 @@ class SchedulerLink:
         else:
             self._drain_scheduled = True
             self._loop.call_soon(self._drain)
+
+    def _note_version(self, reason: str) -> None:
+        """Log it once, not with every answer to a hello."""
+        if reason != self.other_version:
+            self.other_version = reason
+            log.error("this scheduler cannot be talked to", scheduler=self._address, reason=reason)
 
     def _drain(self) -> None:
         if not self._closed:

@@ -62,6 +62,11 @@ class SchedulerLinks:
         """How many schedulers answer."""
         return self._tables.connected
 
+    def trouble(self) -> str:
+        """Why no scheduler answers, as far as is known."""
+        found = [link.other_version for link in self._links if link.other_version]
+        return found[0] if found else "the scheduler cannot be reached"
+
     def check_connected(self) -> None:
         """Raises 503 while no scheduler answers."""
         if not self.connected:

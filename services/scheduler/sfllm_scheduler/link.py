@@ -9,7 +9,7 @@ import zmq
 
 from sfllm.messages import Message
 from sfllm.sockets import OutboxFullError, PeerUnreachableError, RouterLink
-from sfllm.wire import Array, Decoded, WireError, decoder, encode
+from sfllm.wire import Array, Decoded, VersionError, WireError, decoder, encode, version_notice
 
 log = structlog.get_logger()
 
@@ -59,10 +59,19 @@ class Link:
             try:
                 decoded = self._decode(frame)
             except WireError as error:
+                if isinstance(error, VersionError):
+                    self._tell_version(peer)
                 self._log_malformed(peer, error, now)
                 self._count_malformed(self.name)
             else:
                 yield peer, decoded
+
+    def _tell_version(self, peer: bytes) -> None:
+        """Let a peer of another version know why nothing comes back, so that it can say so itself."""
+        try:
+            self._router.send(peer, version_notice())
+        except (PeerUnreachableError, OutboxFullError):
+            self._router.forget(peer)
 
     def _log_malformed(self, peer: bytes, error: WireError, now: float) -> None:
         """Say what a peer should not have sent, unless something was said a moment ago."""

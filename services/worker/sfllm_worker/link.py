@@ -29,7 +29,7 @@ from sfllm.messages import (
     WorkerWelcome,
 )
 from sfllm.sockets import DealerLink
-from sfllm.wire import Array, Decoded, WireError, as_array
+from sfllm.wire import Array, Decoded, VersionError, WireError, as_array
 
 _log = structlog.get_logger()
 
@@ -71,6 +71,8 @@ class SchedulerLink:
         self._probe = wire.encode(WorkerBeat(NO_LEASE, 0, 0, 0, 0), as_array("Q", ()))
         self._answers: list[Answer] = []
         self.current = 0
+        self.other_version = ""
+        """Why nothing that a scheduler sends can be read, if it speaks another version of the protocol."""
         self._offer = AssetOffer(tuple(asset_of(name, content) for name, content in sorted(assets.items())))
         self._assets = {asset_of(name, content).sha256: content for name, content in assets.items()}
         self._decode = wire.decoder(SCHEDULER_TO_WORKER)
@@ -151,9 +153,18 @@ class SchedulerLink:
                 break
             try:
                 messages.append(self._decode(frame))
+                self.other_version = ""
+            except VersionError as error:
+                self._note_version(str(error))
             except WireError as error:
                 _log.warning("malformed message from the scheduler", error=str(error))
         return messages
+
+    def _note_version(self, reason: str) -> None:
+        """Log it once, not with every answer to a hello."""
+        if reason != self.other_version:
+            self.other_version = reason
+            _log.error("the scheduler cannot be talked to", reason=reason)
 
     def _serve_assets(self, dealer: DealerLink) -> None:
         for _ in range(MAX_MESSAGES_A_TURN):

@@ -75,7 +75,9 @@ class WorkerService:
         """Why this worker is given nothing at the moment, or None. For the same thread."""
         if self._drain_wanted or self._protocol.draining:
             return "draining"
-        return "no scheduler has welcomed this worker" if self._protocol.lease is None else None
+        if self._protocol.lease is None:
+            return self._link.other_version or "no scheduler has welcomed this worker"
+        return None
 
     def run(self) -> int:
         """Serve until drained; the exit code: 1 when something failed, a step above all."""
