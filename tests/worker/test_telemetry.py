@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from types import SimpleNamespace
 
 import pynvml
 import pytest
 import structlog
+from fake_nvml import UUID, OneGpu
 from structlog.testing import capture_logs
 
 from sfllm.metrics import Metrics
@@ -18,39 +18,6 @@ from sfllm_worker.graphs.figures import GraphFigures
 from sfllm_worker.metrics import WorkerMetrics
 from sfllm_worker.mock.engine import MockEngine
 from sfllm_worker.telemetry import GpuTelemetry
-
-UUID = "GPU-00000000-1111-2222-3333-444444444444"
-
-
-class OneGpu:
-    """The functions of NVML that are used, for one GPU."""
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self) -> None:
-        self.lost = False
-
-    def nvmlInit(self) -> None:
-        pass
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
-        if uuid != UUID:
-            raise self.NVMLError("Not Found")
-        return "handle"
-
-    def nvmlDeviceGetUtilizationRates(self, handle: str) -> SimpleNamespace:
-        self.check(handle)
-        return SimpleNamespace(gpu=37, memory=5)
-
-    def nvmlDeviceGetMemoryInfo(self, handle: str) -> SimpleNamespace:
-        self.check(handle)
-        return SimpleNamespace(used=3 * 2**30, free=77 * 2**30, total=80 * 2**30)
-
-    def check(self, handle: str) -> None:
-        assert handle == "handle"
-        if self.lost:
-            raise self.NVMLError("GPU is lost")
 
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
