@@ -11,6 +11,7 @@ from sfllm_cli.doctor.api_checks import check_api
 from sfllm_cli.doctor.certificate import Certificate, is_loopback
 from sfllm_cli.doctor.evidence import Api, Evidence, Process
 from sfllm_cli.doctor.findings import Finding
+from sfllm_cli.doctor.gpu_checks import check_gpus
 from sfllm_cli.doctor.load_checks import check_load
 from sfllm_cli.doctor.machine import Disk, Gpus, Kernels, Machine, Torch, find_driver, parse_build
 from sfllm_cli.doctor.machine_checks import GIB, check_machine
@@ -273,10 +274,21 @@ def test_torch_has_to_fit_the_driver(
 
 def test_gpus_that_no_worker_uses_are_told() -> None:
     machine = Machine((), H100, None, Kernels(built=True, compiler=""))
-    started = 'vllm:startup_seconds{phase="load"} 1\n'
-    on_gpu = 'vllm:gpu_memory_bytes{state="used"} 1\n'
-    assert statuses(list(check_machine(stack(worker(started), machine=machine)))) == ["ok", "warning"]
-    assert statuses(list(check_machine(stack(worker(started + on_gpu), machine=machine)))) == ["ok"]
+    started = worker('vllm:startup_seconds{phase="load"} 1\n')
+    assert "every worker runs on the CPU" in only(list(check_gpus(stack(started, machine=machine)))).meaning
+    assert list(check_gpus(stack(started))) == []
+    assert list(check_gpus(stack(worker(""), machine=machine))) == []  # made-up tokens
+
+
+def test_a_gpu_that_two_workers_have_is_told() -> None:
+    on_a, on_b = (worker(f'vllm:gpu_info{{worker="w",uuid="GPU-{name}"}} 1\n') for name in "ab")
+    found = only(list(check_gpus(stack(on_a, on_b, worker("")))))
+    assert (found.status, found.meaning) == ("ok", "2 of 3 workers have one, each its own")
+    found = only(list(check_gpus(stack(on_a, on_b, on_b._replace(address="host:2")))))
+    assert (found.status, found.meaning) == (
+        "warning",
+        "GPU-b is shared by worker at host:1, worker at host:2",
+    )
 
 
 def test_disks_that_are_nearly_full_or_cannot_be_written_are_told() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sfllm_cli.doctor.evidence import Evidence
 from sfllm_cli.doctor.findings import Finding, ok, problem, warning
-from sfllm_cli.doctor.machine import Disk, Gpus, Kernels, Machine, Torch
+from sfllm_cli.doctor.machine import Disk, Gpus, Kernels, Torch
 
 GIB = 2**30
 DISK_LOW, DISK_FULL = 5 * GIB, GIB // 2
@@ -25,7 +25,6 @@ def check_machine(evidence: Evidence) -> Iterator[Finding]:
         yield _torch(machine.torch, machine.gpus)
         if not machine.gpus.names:
             yield _kernels(machine.kernels)
-    yield from _unused(evidence, machine)
 
 
 def _disk(disk: Disk) -> Finding:
@@ -87,18 +86,3 @@ def _kernels(kernels: Kernels) -> Finding:
         "not built, and there is no C++ compiler: models run in plain torch, several times slower",
         "install g++ (Debian: apt install g++), or set CXX, and restart the workers",
     )
-
-
-def _unused(evidence: Evidence, machine: Machine) -> Iterator[Finding]:
-    """GPUs that no worker tells to use; made-up tokens need none."""
-    workers = [
-        worker
-        for worker in evidence.of_role("worker")
-        if worker.after.find("gpu_memory_bytes") or worker.after.find("startup_seconds")
-    ]
-    if machine.gpus.names and workers and not any(item.after.find("gpu_memory_bytes") for item in workers):
-        yield warning(
-            "use of GPUs",
-            "there are GPUs, and every worker runs on the CPU",
-            "look at --device and CUDA_VISIBLE_DEVICES, and at the finding on torch",
-        )
