@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import byref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -65,6 +65,22 @@ class Case:
 
     def _random(self, context: int, generator: torch.Generator) -> Tensor:
         return torch.randn(context, self.kv_heads, self.head_dim, generator=generator).to(self.dtype)
+
+    def begin_alike(self, members: Sequence[int], blocks: int) -> None:
+        """Let sequences have the first `blocks` blocks of the first of them."""
+        first, tokens = members[0], blocks * self.block_size
+        for member in members[1:]:
+            self.tables[member][:blocks] = self.tables[first][:blocks]
+            self.k[member][:tokens], self.v[member][:tokens] = self.k[first][:tokens], self.v[first][:tokens]
+
+    def alone(self, member: int) -> Case:
+        """One of the sequences, over the same cache."""
+        one = replace(self, lengths=[self.lengths[member]])
+        row = sum(queries for queries, _ in self.lengths[:member])
+        one.q = self.q[row : row + self.lengths[member][0]].contiguous()
+        one.tables, one.k, one.v = [self.tables[member]], [self.k[member]], [self.v[member]]
+        one.key_cache, one.value_cache = self.key_cache, self.value_cache
+        return one
 
     def run(self, library: ctypes.CDLL, threads: int = 2) -> Tensor:
         key_cache, value_cache = native_keys(self.key_cache), native_values(self.value_cache)
@@ -169,6 +185,50 @@ def test_a_query_has_the_same_result_to_the_last_bit_decoded_and_in_a_chunk(
         one.q, one.tables = chunk.q[row : row + 1].contiguous(), chunk.tables
         one.key_cache, one.value_cache = chunk.key_cache, chunk.value_cache
         assert torch.equal(one.run(library), together[row : row + 1])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim", "block_size"), SHAPES)
+def test_decodes_that_begin_alike_are_those_of_each_alone_to_the_last_bit(
+    library: ctypes.CDLL, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int, block_size: int
+) -> None:
+    case = Case(heads, kv_heads, head_dim, block_size, dtype, [(1, 400 + 7 * i) for i in range(12)] + RAGGED)
+    case.begin_alike([0, 2, 3, 5, 8], 384 // block_size)
+    case.begin_alike([1, 4, 6, 7], 200 // block_size)
+    case.begin_alike([9, 10], 64 // block_size)
+    close(case, library)
+    together = case.run(library, threads=1)
+    assert torch.equal(case.run(library), together)
+    for member in range(12):
+        assert torch.equal(case.alone(member).run(library), together[member : member + 1])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shared", [SPLIT - 64, SPLIT, SPLIT + 64, 2 * SPLIT + 128])
+def test_decodes_may_share_any_number_of_keys(library: ctypes.CDLL, dtype: torch.dtype, shared: int) -> None:
+    case = Case(6, 2, 16, 32, dtype, [(1, shared + extra) for extra in (1, 40, 64, 65, SPLIT, SPLIT + 70)])
+    case.begin_alike(range(6), shared // 32)
+    close(case, library)
+    together = case.run(library, threads=1)
+    for member in range(6):
+        assert torch.equal(case.alone(member).run(library), together[member : member + 1])
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_more_decodes_than_a_tile_has_room_for_may_begin_alike(
+    library: ctypes.CDLL, dtype: torch.dtype
+) -> None:
+    case = Case(4, 2, 16, 16, dtype, [(1, 300 + i) for i in range(60)])
+    case.begin_alike(range(60), 16)
+    close(case, library)
+    assert torch.equal(case.run(library, threads=1)[59:], case.alone(59).run(library))
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_a_window_is_kept_where_decodes_begin_alike(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    case = Case(4, 2, 16, 16, dtype, [(1, 300 + i) for i in range(8)], window=100)
+    case.begin_alike(range(8), 16)
+    close(case, library)
 
 
 @pytest.mark.parametrize("dtype", TYPES)

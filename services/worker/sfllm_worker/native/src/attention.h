@@ -47,6 +47,14 @@ struct Partial {
     }
 };
 
+// The rows from `first` on to the first ones of `to`.
+inline void copy_rows(const Partial &from, int first, int rows, const Partial &to, const Shape &s) {
+    to.clear(rows, s);
+    std::copy_n(from.largest + first, rows, to.largest);
+    std::copy_n(from.total + first, rows, to.total);
+    std::copy_n(from.values + (size_t)first * s.padded_dim(), (size_t)rows * s.padded_dim(), to.values);
+}
+
 INLINE float power_of(float x) { return power_of_two(splat(x))[0]; }
 
 // Adds a later part of the keys to `to`.
@@ -74,17 +82,18 @@ template <class T> class Attention {
 
     // Words of memory that `attend` needs besides the two partial results.
     static size_t scratch_words(const Shape &s) {
-        const size_t rows = max_rows(s), words = head_words(s);
-        return rows * words + words * KEYS + 2 * rows * KEYS + padded_rows(s);
+        const size_t rows = max_rows(s);
+        return query_words(s) + (size_t)head_words(s) * KEYS + 2 * rows * KEYS + padded_rows(s);
     }
 
-    // The keys `begin .. end`, which lie inside one split. `q_rows` are rows `[tokens, heads, head_dim]`, those
-    // of `q` first. `following` is what the thread is likely to do next, so that its keys can be fetched.
-    void attend(const T *q_rows, const Queries &q, const Keys &range, const Partial &out, uint32_t *scratch,
-                const Queries &following, const Keys &following_range) const {
-        gather_queries(q_rows, q, scratch);
-        out.clear(q.tokens * s.group(), s);
-        uint32_t *rest = scratch + (size_t)max_rows(s) * head_words(s);
+    // Room for the queries of a tile before what `attend` needs besides.
+    static size_t query_words(const Shape &s) { return (size_t)max_rows(s) * head_words(s); }
+
+    // The keys `begin .. end`, which lie inside one split, for queries that `gather_queries` has put into
+    // `scratch`; `out` takes them in after what it has. `following` is what the thread is likely to do next, so
+    // that its keys can be fetched.
+    void attend(const Queries &q, const Keys &range, const Partial &out, uint32_t *scratch, const Queries &following,
+                const Keys &following_range) const {
         Tile two[2];
         two[0].find(*this, q, range.begin / KEYS * KEYS, range);
         int now = 0;
@@ -93,7 +102,16 @@ template <class T> class Attention {
                 two[1 - now].find(*this, q, at + KEYS, range);
             else
                 two[1 - now].find(*this, following, following_range.begin / KEYS * KEYS, following_range);
-            attend_tile(scratch, q, at, two[now], two[1 - now], out, rest);
+            attend_tile(scratch, q, at, two[now], two[1 - now], out, scratch + query_words(s));
+        }
+    }
+
+    // Rows `[tokens, heads, head_dim]`, those of a key head's group together.
+    void gather_queries(const T *q_rows, int kv_head, int tokens, uint32_t *to) const {
+        const int group = s.group(), words = head_words(s);
+        for (int t = 0; t < tokens; t++) {
+            const T *from = q_rows + ((size_t)t * s.heads + kv_head * group) * s.head_dim;
+            memcpy(to + (size_t)t * group * words, from, (size_t)group * words * sizeof(uint32_t));
         }
     }
 
@@ -152,14 +170,6 @@ template <class T> class Attention {
     }
 
     static int head_words(const Shape &s) { return s.head_dim / PER_WORD<T>; }
-
-    void gather_queries(const T *q_rows, const Queries &q, uint32_t *to) const {
-        const int group = s.group(), words = head_words(s);
-        for (int t = 0; t < q.tokens; t++) {
-            const T *from = q_rows + ((size_t)t * s.heads + q.kv_head * group) * s.head_dim;
-            memcpy(to + (size_t)t * group * words, from, (size_t)group * words * sizeof(uint32_t));
-        }
-    }
 
     void attend_tile(const uint32_t *queries, const Queries &q, int64_t tile, Tile &now, const Tile &next,
                      const Partial &out, uint32_t *scratch) const {

@@ -41,7 +41,7 @@ template <class T> class DecoderStep {
     // Layers with the same window share their tasks.
     struct Window {
         int64_t window;
-        std::vector<AttentionTask> tasks;
+        AttentionTasks tasks;
         std::vector<float> partials;
     };
     std::vector<Window> windows;

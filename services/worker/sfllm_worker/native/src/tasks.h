@@ -5,105 +5,169 @@
 #include <algorithm>
 #include <vector>
 
-#include "attention.h"
-#include "step.h"
+#include "groups.h"
 #include "team.h"
 
-// Queries of one sequence and key head over a range of keys.
+// Queries of one sequence and key head over a range of keys, or those of a group's members over all of theirs.
 struct AttentionTask {
     Queries queries;
     int64_t row;  // of the first query in the step
     Keys keys;
-    int64_t split;  // index of the partial result, -1 when the task covers all keys
+    int64_t split;             // index of the partial result, -1 when the task covers all keys
+    int64_t group = -1;        // of several decodes
 };
 
-// Decodes of few sequences over long contexts are cut along the keys as well, so that every thread has work.
-// The cuts are those at which `attend_all` starts a new partial result in any case.
-inline std::vector<AttentionTask> attention_tasks(const StepSpec &step, const Shape &shape, int64_t window) {
-    std::vector<AttentionTask> tasks;
+struct AttentionTasks {
+    std::vector<AttentionTask> all;
+    std::vector<DecodeGroup> groups;
+};
+
+// Cuts one sequence's queries. Decodes of few sequences over long contexts are cut along the keys as well, so
+// that every thread has work: where `attend_all` starts a new partial result in any case.
+inline void add_tasks(std::vector<AttentionTask> &tasks, const Shape &shape, const int64_t *table, int64_t start,
+                      int64_t count, int64_t row, int64_t window, bool few, int64_t &splits) {
     const int per_tile = tokens_per_tile(shape);
+    for (int64_t t = 0; t < count; t += per_tile) {
+        const int tokens = (int)std::min<int64_t>(per_tile, count - t);
+        const int64_t first = start + t, end = first + tokens;
+        const int64_t begin = window ? std::max<int64_t>(0, first - window + 1) : 0;
+        const int64_t parts = (end - 1) / SPLIT - begin / SPLIT + 1;
+        const bool cut = few && count == 1 && parts > 1;
+        for (int head = 0; head < shape.kv_heads; head++) {
+            const Queries queries{table, first, tokens, head};
+            if (!cut) {
+                tasks.push_back({queries, row + t, {begin, end}, -1});
+                continue;
+            }
+            for (int64_t p = 0; p < parts; p++) {
+                const int64_t cut_at = (begin / SPLIT + p) * SPLIT;
+                const Keys part{std::max(begin, cut_at), std::min(end, cut_at + SPLIT)};
+                tasks.push_back({queries, row + t, part, splits + p});
+            }
+            splits += parts;
+        }
+    }
+}
+
+inline AttentionTasks attention_tasks(const StepSpec &step, const Shape &shape, int64_t window) {
+    AttentionTasks tasks;
     const bool few = step.num_sequences * shape.kv_heads < 4 * step.threads;
+    std::vector<Decode> decodes;
     int64_t row = 0, splits = 0;
     for (int64_t i = 0; i < step.num_sequences; i++) {
-        const int64_t after = step.last_rows[i] + 1, count = after - row;
-        const int64_t start = step.context_lens[i] - count;
-        for (int64_t t = 0; t < count; t += per_tile) {
-            const int tokens = (int)std::min<int64_t>(per_tile, count - t);
-            const int64_t first = start + t, end = first + tokens;
-            const int64_t begin = window ? std::max<int64_t>(0, first - window + 1) : 0;
-            const int64_t parts = (end - 1) / SPLIT - begin / SPLIT + 1;
-            const bool cut = few && count == 1 && parts > 1;
-            for (int head = 0; head < shape.kv_heads; head++) {
-                const Queries queries{step.block_tables + i * step.table_width, first, tokens, head};
-                if (!cut) {
-                    tasks.push_back({queries, row + t, {begin, end}, -1});
-                    continue;
-                }
-                for (int64_t p = 0; p < parts; p++) {
-                    const int64_t cut_at = (begin / SPLIT + p) * SPLIT;
-                    const Keys part{std::max(begin, cut_at), std::min(end, cut_at + SPLIT)};
-                    tasks.push_back({queries, row + t, part, splits + p});
-                }
-                splits += parts;
-            }
-        }
+        const int64_t after = step.last_rows[i] + 1, count = after - row, start = step.context_lens[i] - count;
+        const int64_t *table = step.block_tables + i * step.table_width;
+        // Sequences see different keys through a window.
+        if (count == 1 && !few && !window)
+            decodes.push_back({table, start, row});
+        else
+            add_tasks(tasks.all, shape, table, start, count, row, window, few, splits);
         row = after;
+    }
+    for (auto &group : decode_groups(decodes, shape, 3 * step.threads)) {
+        const Decode &first = group.members[0];
+        if (group.members.size() == 1) {
+            add_tasks(tasks.all, shape, first.table, first.position, 1, first.row, window, few, splits);
+            continue;
+        }
+        for (int head = 0; head < shape.kv_heads; head++)
+            tasks.all.push_back({{first.table, group.shared, (int)group.members.size(), head},
+                                 first.row, {0, group.shared}, -1, (int64_t)tasks.groups.size()});
+        tasks.groups.push_back(std::move(group));
     }
     return tasks;
 }
 
 // Floats that the partial results of tasks with cut keys take together.
-inline size_t partial_floats(const std::vector<AttentionTask> &tasks, const Shape &shape) {
+inline size_t partial_floats(const AttentionTasks &tasks, const Shape &shape) {
     int64_t splits = 0;
-    for (const auto &task : tasks) splits = std::max(splits, task.split + 1);
+    for (const auto &task : tasks.all) splits = std::max(splits, task.split + 1);
     return splits * Partial::floats(shape);
 }
 
 template <class T> size_t attention_scratch_floats(const Shape &shape) {
-    return 2 * Partial::floats(shape) + Attention<T>::scratch_words(shape);
+    return 3 * Partial::floats(shape) + Attention<T>::scratch_words(shape);
 }
 
-// All keys of a task, one split after the other; where the task is one of several splits, only that one.
+// Where a thread keeps its partial results, and what attention needs besides.
+struct AttentionMemory {
+    Partial total, part, group;
+    uint32_t *rest;
+
+    AttentionMemory(float *memory, const Shape &s)
+        : total(memory, s), part(memory + Partial::floats(s), s), group(memory + 2 * Partial::floats(s), s),
+          rest((uint32_t *)(memory + 3 * Partial::floats(s))) {}
+};
+
+// Keys of queries that were gathered, one split after the other, the first of which goes on with `total`.
 template <class T>
-void attend_all(const Attention<T> &attention, const AttentionTask &task, const AttentionTask &following, const T *q,
-                const Partial &total, const Partial &part, uint32_t *scratch) {
-    const int rows = task.queries.tokens * attention.s.group();
-    int64_t begin = task.keys.begin;
-    while (begin < task.keys.end) {
-        const int64_t end = std::min(task.keys.end, (begin / SPLIT + 1) * SPLIT);
-        const bool first = begin == task.keys.begin, last = end == task.keys.end;
-        attention.attend(q, task.queries, {begin, end}, first ? total : part, scratch,
-                         last ? following.queries : task.queries, last ? following.keys : Keys{end, task.keys.end});
-        if (!first) merge(total, part, rows, attention.s);
+void attend_all(const Attention<T> &attention, const Queries &queries, const Keys &keys, const Queries &following,
+                const Keys &following_keys, const Partial &total, const AttentionMemory &memory) {
+    const int rows = queries.tokens * attention.s.group();
+    for (int64_t begin = keys.begin; begin < keys.end;) {
+        const int64_t end = std::min(keys.end, (begin / SPLIT + 1) * SPLIT);
+        const bool apart = begin > keys.begin || (begin && begin % SPLIT == 0), last = end == keys.end;
+        if (apart) memory.part.clear(rows, attention.s);
+        attention.attend(queries, {begin, end}, apart ? memory.part : total, memory.rest, last ? following : queries,
+                         last ? following_keys : Keys{end, keys.end});
+        if (apart) merge(total, memory.part, rows, attention.s);
         begin = end;
+    }
+}
+
+// The keys that a group's members share for all of them, then the others of each.
+template <class T>
+void attend_group(const Attention<T> &attention, const AttentionTask &task, const DecodeGroup &group,
+                  const AttentionTask &following, const T *q, T *out, const AttentionMemory &memory) {
+    const Shape &s = attention.s;
+    const size_t row_size = (size_t)s.heads * s.head_dim, words = Attention<T>::query_words(s) / max_rows(s) * s.group();
+    const int head = task.queries.kv_head, count = task.queries.tokens;
+    const auto alone = [&](int i) { return Queries{group.members[i].table, group.members[i].position, 1, head}; };
+    const auto own = [&](int i) { return Keys{group.shared, group.members[i].position + 1}; };
+    for (int i = 0; i < count; i++)
+        attention.gather_queries(q + group.members[i].row * row_size, head, 1, memory.rest + i * words);
+    memory.group.clear(count * s.group(), s);
+    attend_all(attention, task.queries, task.keys, alone(0), own(0), memory.group, memory);
+    for (int i = 0; i < count; i++) {
+        const bool last = i + 1 == count;
+        copy_rows(memory.group, i * s.group(), s.group(), memory.total, s);
+        attention.gather_queries(q + group.members[i].row * row_size, head, 1, memory.rest);
+        attend_all(attention, alone(i), own(i), last ? following.queries : alone(i + 1),
+                   last ? following.keys : own(i + 1), memory.total, memory);
+        attention.finish(memory.total, alone(i), out + group.members[i].row * row_size);
     }
 }
 
 // Called by all threads of a team, who wait for each other afterwards. `q` and `out` are the step's rows
 // `[num_tokens, heads, head_dim]`; `scratch` is the thread's own, `partials` everyone's.
 template <class T>
-void run_attention(Team &team, const Attention<T> &attention, const std::vector<AttentionTask> &tasks, float *partials,
+void run_attention(Team &team, const Attention<T> &attention, const AttentionTasks &tasks, float *partials,
                    const T *q, T *out, float *scratch) {
     const Shape &s = attention.s;
-    const size_t each = Partial::floats(s), row_size = (size_t)s.heads * s.head_dim, count = tasks.size();
-    uint32_t *rest = (uint32_t *)(scratch + 2 * each);
+    const std::vector<AttentionTask> &all = tasks.all;
+    const size_t each = Partial::floats(s), row_size = (size_t)s.heads * s.head_dim, count = all.size();
+    const AttentionMemory memory(scratch, s);
     team.share(count, [&](int64_t i) {
-        const AttentionTask &task = tasks[i];
-        const Partial total(task.split < 0 ? scratch : partials + task.split * each, s);
-        const AttentionTask &following = tasks[std::min<size_t>(team.after(i), count - 1)];
-        attend_all(attention, task, following, q + task.row * row_size, total, Partial(scratch + each, s), rest);
+        const AttentionTask &task = all[i];
+        const AttentionTask &following = all[std::min<size_t>(team.after(i), count - 1)];
+        if (task.group >= 0)
+            return attend_group(attention, task, tasks.groups[task.group], following, q, out, memory);
+        const Partial total = task.split < 0 ? memory.total : Partial(partials + task.split * each, s);
+        attention.gather_queries(q + task.row * row_size, task.queries.kv_head, task.queries.tokens, memory.rest);
+        total.clear(task.queries.tokens * s.group(), s);
+        attend_all(attention, task.queries, task.keys, following.queries, following.keys, total, memory);
         if (task.split < 0) attention.finish(total, task.queries, out + task.row * row_size);
     });
     team.wait();
     if (!partials) return;
     // The first split of each query takes in the later ones, which follow it.
     team.share(count, [&](int64_t i) {
-        const AttentionTask &task = tasks[i];
-        const bool first = task.split >= 0 && (i == 0 || tasks[i - 1].split < 0 || tasks[i - 1].keys.end != task.keys.begin);
+        const AttentionTask &task = all[i];
+        const bool first = task.split >= 0 && (i == 0 || all[i - 1].split < 0 || all[i - 1].keys.end != task.keys.begin);
         if (!first) return;
         const Partial total(partials + task.split * each, s);
-        for (size_t j = i + 1; j < count && tasks[j].split >= 0 && tasks[j].keys.begin == tasks[j - 1].keys.end; j++)
-            merge(total, Partial(partials + tasks[j].split * each, s), task.queries.tokens * s.group(), s);
+        for (size_t j = i + 1; j < count && all[j].split >= 0 && all[j].keys.begin == all[j - 1].keys.end; j++)
+            merge(total, Partial(partials + all[j].split * each, s), task.queries.tokens * s.group(), s);
         attention.finish(total, task.queries, out + task.row * row_size);
     });
     team.wait();
