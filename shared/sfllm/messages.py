@@ -14,6 +14,7 @@ whoever receives it. `choice` is the index of one of the request's `n` sequences
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import ClassVar
 
 import msgspec
@@ -89,6 +90,16 @@ class ModelCard(Value, frozen=True):
     defaults: GenerationDefaults = GenerationDefaults()
     quantization: str = "none"
     pooling: Pooling | None = None
+
+    @property
+    def content(self) -> tuple[object, ...]:
+        """What must be the same for a request to go on at another worker of the model."""
+        return self.assets, self.vocab_size, self.quantization, self.pooling
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve letters for `content`, by which people compare it."""
+        return sha256(msgspec.msgpack.encode(self.content)).hexdigest()[:12]
 
 
 class ModelState(Value, frozen=True):

@@ -86,6 +86,7 @@ def test_a_whole_stack_has_no_problem(
         "card of mock": "tokenizer and chat template are loaded",
         "streams": "0 of 2048 are open",
         f"worker at {worker}": "lives and is ready",
+        f"peers of scheduler at {scheduler}": "nobody is refused",
         f"KV cache of worker at {worker}": "0% used",
         f"queue of scheduler at {scheduler}": "0 requests wait, and it does not grow",
     }

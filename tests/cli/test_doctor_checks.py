@@ -12,6 +12,7 @@ from sfllm_cli.doctor.certificate import Certificate, is_loopback
 from sfllm_cli.doctor.evidence import Api, Evidence, Process
 from sfllm_cli.doctor.findings import Finding
 from sfllm_cli.doctor.gpu_checks import check_gpus
+from sfllm_cli.doctor.link_checks import check_links
 from sfllm_cli.doctor.load_checks import check_load
 from sfllm_cli.doctor.machine import Disk, Gpus, Kernels, Machine, Torch, find_driver, parse_build
 from sfllm_cli.doctor.machine_checks import GIB, check_machine
@@ -163,6 +164,61 @@ def test_workers_of_one_model_should_be_alike_and_known_to_the_gateway() -> None
     assert "from 600 to 1000 blocks" in likeness.meaning
     assert joined.meaning == "2 workers run, and the gateway knows of 1"
     assert (likeness.status, joined.status) == ("warning", "warning")
+
+
+@pytest.mark.parametrize(
+    ("labels", "status", "part"),
+    [
+        (('fingerprint="a",max_model_len="8"', 'fingerprint="a",max_model_len="8"'), "ok", "serve the same"),
+        (('fingerprint="a",max_model_len="8"', 'fingerprint="b",max_model_len="8"'), "problem", "a: worker"),
+        (('fingerprint="a",max_model_len="8"', 'fingerprint="a",max_model_len="9"'), "warning", "lengths"),
+    ],
+)
+def test_workers_that_serve_different_models_by_one_name_are_told(
+    labels: tuple[str, str], status: str, part: str
+) -> None:
+    workers = (worker(f'vllm:model_info{{model_name="m",{label}}} 1\n') for label in labels)
+    found = [item for item in check_fleet(stack(*workers)) if item.check == "model cards of m"]
+    assert (only(found).status, part in only(found).meaning) == (status, True)
+
+
+def test_a_worker_that_is_sent_away_is_told() -> None:
+    page = QUIET + 'x_workers{state="serving"} 1\n'
+    refusing = process(page + "x_worker_refusals_total 3\n", page + "x_worker_refusals_total 2\n")
+    (found,) = check_fleet(stack(refusing))
+    assert (found.status, "sent away" in found.meaning) == ("problem", True)
+
+
+@pytest.mark.parametrize(
+    ("values", "elsewhere", "expected"),
+    [
+        ((1, 1), True, ["ok"]),
+        ((0, 0), False, ["ok"]),
+        ((0, 0), True, ["warning"]),
+        ((0, 1), False, ["problem"]),
+        ((), True, []),
+    ],
+)
+def test_links_are_encrypted_beyond_a_machine_and_alike_everywhere(
+    values: tuple[int, ...], elsewhere: bool, expected: list[str]
+) -> None:
+    workers = [worker(f"vllm:links_encrypted {value}\n") for value in values]
+    assert statuses(list(check_links(stack(*workers)._replace(elsewhere=elsewhere)))) == expected
+
+
+@pytest.mark.parametrize(
+    ("page", "before", "status", "part"),
+    [
+        ("", "", "ok", "nobody"),
+        ('x_scheduler_links_refused_total{socket="worker"} 3\n', "", "problem", "worker 3 so far"),
+        (*['x_scheduler_links_refused_total{socket="worker"} 3\n'] * 2, "warning", "worker 3"),
+        ('x_malformed_messages_total{link="gateway"} 2\n', "", "problem", "2 messages could not be read"),
+        (*['x_malformed_messages_total{link="gateway"} 2\n'] * 2, "ok", "nobody"),
+    ],
+)
+def test_peers_that_a_scheduler_turns_away_are_told(page: str, before: str, status: str, part: str) -> None:
+    found = only(list(check_links(stack(process(QUIET + page, QUIET + before)))))
+    assert (found.status, part in found.meaning) == (status, True), found
 
 
 def test_a_gateway_that_misses_schedulers_is_told() -> None:

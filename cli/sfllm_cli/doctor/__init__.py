@@ -7,7 +7,8 @@ probe.py            one HTTP question                 samples.py    what a page 
 certificate.py      a server's TLS certificate        machine.py    disk, GPUs and kernels of this machine
 api_checks.py       gateway, keys, certificate        model_checks.py     models and their workers
 process_checks.py   ports, versions, clocks, limits   load_checks.py      caches and queues
-machine_checks.py   this machine
+link_checks.py      encryption and refused peers
+machine_checks.py   this machine                      gpu_checks.py        who has which GPU
 
 The checks are pure: evidence in, findings out.
 """

@@ -12,6 +12,8 @@ from sfllm_cli.doctor.api_checks import check_api
 from sfllm_cli.doctor.evidence import Evidence
 from sfllm_cli.doctor.findings import Finding, exit_code
 from sfllm_cli.doctor.gather import gather
+from sfllm_cli.doctor.gpu_checks import check_gpus
+from sfllm_cli.doctor.link_checks import check_links
 from sfllm_cli.doctor.load_checks import check_load
 from sfllm_cli.doctor.machine_checks import check_machine
 from sfllm_cli.doctor.model_checks import check_fleet, check_models
@@ -49,6 +51,7 @@ def examine(evidence: Evidence) -> list[Finding]:
     return [
         *check_api(evidence),
         *check_processes(evidence),
+        *check_links(evidence),
         *check_fleet(evidence),
         *check_models(evidence),
         *check_versions(evidence, VERSION),
@@ -57,4 +60,5 @@ def examine(evidence: Evidence) -> list[Finding]:
         *check_limits(evidence),
         *check_load(evidence),
         *check_machine(evidence),
+        *check_gpus(evidence),
     ]

@@ -71,6 +71,8 @@ class Evidence(NamedTuple):
     api: Api
     processes: tuple[Process, ...]
     machine: Machine | None
+    elsewhere: bool = False
+    """Whether something that was asked is not on this machine."""
 
     def of_role(self, role: str) -> list[Process]:
         """The processes of this kind that were asked at their admin ports."""

@@ -39,9 +39,9 @@ async def gather(settings: DoctorSettings) -> Evidence:
         await asyncio.sleep(settings.sample_seconds)
         again = await asyncio.gather(*(_again(session, process) for process in (api.process, *processes)))
     hosts = {urlsplit(name).hostname or "" for name in (url, *(f"//{item}" for item in settings.admin))}
-    here = any([await _is_here(host) for host in hosts])
-    machine = await asyncio.to_thread(look_around, os.environ) if here else None
-    return Evidence(api._replace(process=again[0]), tuple(again[1:]), machine)
+    here = [await _is_here(host) for host in hosts]
+    machine = await asyncio.to_thread(look_around, os.environ) if any(here) else None
+    return Evidence(api._replace(process=again[0]), tuple(again[1:]), machine, elsewhere=not all(here))
 
 
 async def _process(session: aiohttp.ClientSession, url: str) -> Process:

@@ -22,7 +22,7 @@ def check_load(evidence: Evidence) -> Iterator[Finding]:
 
 def _cache(worker: Process) -> Finding:
     check, used = f"KV cache of {worker.name}", worker.after.total("kv_cache_usage_perc") or 0.0
-    preempted = _grown(worker, "num_preemptions_total")
+    preempted = grown(worker, "num_preemptions_total")
     if preempted:
         return warning(
             check,
@@ -43,7 +43,7 @@ def _queue(scheduler: Process) -> Finding:
     waiting = scheduler.after.total("num_requests_waiting") or 0.0
     stranded = scheduler.after.total("num_requests_waiting_by_reason", reason="no_worker") or 0.0
     refused, growth = (
-        _grown(scheduler, name) for name in ("admission_rejections_total", "num_requests_waiting")
+        grown(scheduler, name) for name in ("admission_rejections_total", "num_requests_waiting")
     )
     if stranded:
         return problem(
@@ -66,6 +66,6 @@ def _queue(scheduler: Process) -> Finding:
     return ok(check, f"{waiting:.0f} requests wait, and it does not grow")
 
 
-def _grown(process: Process, name: str) -> float:
+def grown(process: Process, name: str) -> float:
     """By how much it became more between the looks. A label that was not there was at 0."""
     return (process.after.total(name) or 0.0) - (process.before.total(name) or 0.0)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from sfllm_cli.doctor.evidence import Evidence, Process
 from sfllm_cli.doctor.findings import Finding, ok, problem, warning
+from sfllm_cli.doctor.load_checks import grown
 
 UNLIKE_SHARE = 0.2
 """Workers of the same settings find a little more or less memory free; a fifth is more."""
@@ -104,6 +105,12 @@ def _workers_of(scheduler: Process, schedulers: int) -> Finding:
     check = f"workers of {scheduler.name}"
     serving = int(scheduler.after.total("workers", state="serving") or 0)
     draining = int(scheduler.after.total("workers", state="draining") or 0)
+    if grown(scheduler, "worker_refusals_total"):
+        return problem(
+            check,
+            "a worker was just sent away: others serve another model by its name",
+            "give it another --served-model-name, or the same model, tokenizer and --quantization",
+        )
     if not serving and schedulers == 1:
         return problem(
             check, "no worker has joined", "start one; --worker-address must be the same on both sides"
@@ -124,6 +131,7 @@ def _workers_of(scheduler: Process, schedulers: int) -> Finding:
 def _same(name: str, workers: list[Process]) -> Iterator[Finding]:
     if len(workers) < 2:
         return
+    yield from _same_model(name, workers)
     sizes = [worker.after.total("kv_blocks") or 0 for worker in workers]
     if min(sizes) < (1 - UNLIKE_SHARE) * max(sizes):
         yield warning(
@@ -133,6 +141,29 @@ def _same(name: str, workers: list[Process]) -> Iterator[Finding]:
         )
     else:
         yield ok(f"likeness of {name}", f"its {len(workers)} workers have caches of like size")
+
+
+def _same_model(name: str, workers: list[Process]) -> Iterator[Finding]:
+    """Whether what they serve by one name is one model, and its context as long everywhere."""
+    infos = [(worker, line) for worker in workers for line in worker.after.find("model_info")]
+    check = f"model cards of {name}"
+    for label, differ in (
+        (
+            "fingerprint",
+            "its workers serve different models by this name, and only one of them gets requests",
+        ),
+        ("max_model_len", "its workers allow contexts of different lengths, and requests may meet either"),
+    ):
+        by_value: dict[str, list[str]] = defaultdict(list)
+        for worker, line in infos:
+            by_value[line.labels.get(label, "")].append(worker.name)
+        if len(by_value) > 1:
+            told = problem if label == "fingerprint" else warning
+            shown = "; ".join(f"{value}: {', '.join(names)}" for value, names in sorted(by_value.items()))
+            yield told(check, f"{differ}: {shown}", "start them with equal --model, --quantization and flags")
+            return
+    if infos:
+        yield ok(check, f"its {len(infos)} workers serve the same")
 
 
 def _joined(evidence: Evidence, name: str, workers: list[Process]) -> Iterator[Finding]:

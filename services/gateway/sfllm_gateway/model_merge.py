@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from sfllm.messages import Asset, ModelCard, ModelState
-
-
-def _content(card: ModelCard) -> tuple[object, ...]:
-    """What must be the same for a request to go on at another scheduler's workers."""
-    return card.assets, card.vocab_size, card.quantization, card.pooling
+from sfllm.messages import Asset, ModelState
 
 
 class ModelMerge:
@@ -65,13 +60,13 @@ class ModelMerge:
     def _content_of(self, name: str) -> tuple[object, ...]:
         """What is served by a name: as before while anybody serves that, else what the lists have first."""
         states = [state for states in self._lists for state in states if state.card.name == name]
-        served = [_content(state.card) for state in states if state.workers] or [_content(states[0].card)]
+        served = [state.card.content for state in states if state.workers] or [states[0].card.content]
         known = self._contents.get(name)
         return known if known is not None and known in served else served[0]
 
     def _add(self, found: dict[str, ModelState], index: int, state: ModelState) -> None:
         name = state.card.name
-        if _content(state.card) != self._contents[name]:
+        if state.card.content != self._contents[name]:
             if name not in self._noted:
                 self._noted.add(name)
                 self._note("schedulers serve different models by one name", {"model": name})

@@ -55,6 +55,9 @@ class Observer:
             "request_migrations_total", "Attempts that were interrupted and may go on elsewhere.", ["cause"]
         )
         self._losses = metrics.counter("worker_losses_total", "Workers that went away.", ["cause"])
+        self._refused = metrics.counter(
+            "worker_refusals_total", "Workers sent away, as others serve another model by that name."
+        )
         self._quarantined = metrics.counter(
             "quarantined_requests_total", "Requests that were alone on a worker at two crashes."
         )
@@ -95,6 +98,12 @@ class Observer:
         self._queue_time = metrics.histogram(
             "request_queue_time_seconds", "Time in the queue.", REQUEST_LATENCY_BUCKETS, ["model_name"]
         )
+        self._counted = {
+            "recalled": self._recalls,
+            "quarantined": self._quarantined,
+            "dropped": self._dropped,
+            "worker_refused": self._refused,
+        }
         self._seen_bands: set[int] = set()
         self._seen_models: set[str] = set()
         self._next_refresh = 0.0
@@ -114,20 +123,16 @@ class Observer:
                 self._rejections.labels(str(fields["reason"])).inc()
             case "interrupted":
                 self._migrations.labels(str(fields["cause"])).inc()
-            case "recalled":
-                self._recalls.inc()
             case "worker_lost":
                 self._losses.labels(str(fields["cause"])).inc()
-            case "quarantined":
-                self._quarantined.inc()
             case "reconciled":
                 for difference in ("lost", "unwanted"):
                     kind = f"{fields['link']}_{difference}"
                     self._reconciled.labels(kind).inc(_number(fields[difference]))
             case "malformed":
                 self.count_malformed(str(fields["link"]))
-            case "dropped":
-                self._dropped.inc()
+            case _ if record.event in self._counted:
+                self._counted[record.event].inc()
         level = _LEVELS.get(record.event, DEBUG)
         if level > DEBUG or self._debugs:
             log.log(level, record.event.replace("_", " "), **_shown(fields))

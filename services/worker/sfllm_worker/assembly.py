@@ -79,6 +79,7 @@ def assemble(settings: WorkerSettings, parts: Parts, claimed_gpu: str | None = N
     tracer = open_tracer(settings, "worker", hello.worker_id)
     registry = Metrics(settings.metrics_prefix)
     metrics = WorkerMetrics(registry, card.name, hello.worker_id)
+    metrics.model(card)
     for phase, seconds in parts.phases.items():
         metrics.startup(phase, seconds)
     gpu = claimed_gpu or (parts.gpu.uuid if parts.gpu is not None else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from sfllm.messages import ModelCard
 from sfllm.metrics import TOKEN_COUNT_BUCKETS, TOKEN_LATENCY_BUCKETS, Metrics
 from sfllm_worker.engine.interface import EngineInterface, StepResult
 from sfllm_worker.graphs.figures import GraphFigures
@@ -67,6 +68,14 @@ class WorkerMetrics:
     def startup(self, phase: str, seconds: float) -> None:
         """How long one phase of the start took."""
         self._startup.labels(*self._values, phase).set(seconds)
+
+    def model(self, card: ModelCard) -> None:
+        """What this worker serves: workers of one name must have one fingerprint."""
+        names = ("fingerprint", "max_model_len", "quantization")
+        info = self._metrics.gauge(
+            "model_info", "1 for the model that a worker serves", ("model_name", "worker", *names)
+        )
+        info.labels(*self._values, *(str(getattr(card, name)) for name in names)).set(1)
 
     def gpu(self, uuid: str) -> None:
         """Which GPU this worker has."""

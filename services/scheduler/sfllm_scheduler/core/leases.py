@@ -215,11 +215,6 @@ def _interrupt_held(
         interrupt(state, request, cause, worker.worker_id, now, blamed.get(key, 0))
 
 
-def _content(card: ModelCard) -> tuple[object, ...]:
-    """What must be the same for a request to go on at another worker of the model."""
-    return card.assets, card.vocab_size, card.quantization, card.pooling
-
-
 def _model_for(state: State, card: ModelCard, now: float) -> Model | None:
     """The model's entry, made or updated; None when live workers serve other content by that name."""
     model = state.models.get(card.name)
@@ -227,7 +222,7 @@ def _model_for(state: State, card: ModelCard, now: float) -> Model | None:
         return state.add_model(card, now)
     model.expected = False
     if model.card != card:
-        same_content = _content(model.card) == _content(card)
+        same_content = model.card.content == card.content
         if model.workers and not same_content:
             return None
         model.card = card
