@@ -34,6 +34,7 @@ services:
       {SFLLM_MOCK: "true", SFLLM_MODEL: mock, SFLLM_LOG_FORMAT: json, SFLLM_GPU_CLAIM_SECONDS: "300"}
     volumes: ["%s:/usr/local/bin/nvidia-smi:ro"]
     deploy: {resources: {reservations: {devices: !reset []}}}
+volumes: {gpus: {name: sfllm-test-gpus}}
 """
 METRICS = (
     "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9090/metrics').read().decode())"
@@ -57,7 +58,7 @@ def test_the_overlay_shows_every_gpu_to_workers_that_share_a_folder_of_claims(do
     assert worker["environment"]["SFLLM_GPU_CLAIMS"] == CLAIMS
     [claims] = [volume for volume in worker["volumes"] if volume["target"] == CLAIMS]
     assert claims["type"] == "volume"
-    assert claims["source"] in config["volumes"]
+    assert config["volumes"][claims["source"]]["name"] == "sfllm-gpus"  # whatever the project
     assert worker["image"] == "sfllm-worker-cuda"
     assert worker["build"]["args"]["TORCH"] == "cuda"
 
@@ -66,6 +67,14 @@ def test_the_overlay_changes_nothing_but_workers(docker: Engine) -> None:
     plain, with_gpus = (configured(docker, *files)["services"] for files in (FILES[:2], FILES))
     assert [name for name in plain if plain[name] != with_gpus[name]] == ["worker"]
     assert set(plain) == set(with_gpus)
+
+
+def test_a_host_of_workers_alone_takes_the_overlay_as_well(docker: Engine) -> None:
+    files = ("--file", str(COMPOSE_FILE.with_name("compose.workers.yaml")), *FILES[2:])
+    services = configured(docker, *files, SFLLM_SCHEDULER_HOST="scheduler.internal")["services"]
+    assert set(services) == {"worker"}
+    assert services["worker"]["environment"]["SFLLM_GPU_CLAIMS"] == CLAIMS
+    assert CLAIMS in {volume["target"] for volume in services["worker"]["volumes"]}
 
 
 def test_variables_choose_number_formats_and_gpus(docker: Engine) -> None:
