@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,8 @@ ENV PYTHONPATH=/opt/worker
 ENTRYPOINT ["python3", "-m", "sfllm_worker"]
 """
 IMAGES = ("sfllm-scheduler", "sfllm-gateway", "sfllm-worker-mock")
+PIECE_BYTES = 2**20
+LOAD_SECONDS = 300.0
 LEAVE_SECONDS = 20.0
 
 
@@ -87,33 +88,34 @@ def _host(place: Place, directory: Path, engines: ExitStack) -> Host:
 
 
 def _bring_images(source: Engine, hosts: Sequence[Host]) -> None:
-    """Load the images into the hosts' engines: all into the first, and into others what workers need."""
+    """Load the images into the engines of the hosts. They are read once: they may be large."""
     context = ROOT / "services" / "worker"
     with tempfile.NamedTemporaryFile("w", prefix="Dockerfile.") as recipe:
         recipe.write(MOCK_WORKER)
         recipe.flush()
         source.run("build", "--quiet", "--tag", "sfllm-worker-mock", "--file", recipe.name, str(context))
-    with ThreadPoolExecutor() as pool:
-        wanted = [IMAGES, *(IMAGES[2:] for _ in hosts[1:])]
-        list(pool.map(lambda host, names: _load(source, host, names), hosts, wanted))
-
-
-def _load(source: Engine, host: Host, names: Sequence[str]) -> None:
-    with subprocess.Popen(
-        ["docker", "save", *names], env=_environment(source), stdout=subprocess.PIPE
-    ) as saving:
-        loading = subprocess.run(
-            ["docker", "load", "--quiet"],
-            env=_environment(host.engine),
-            stdin=saving.stdout,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
+    with ExitStack() as processes:
+        loading = [
+            processes.enter_context(
+                subprocess.Popen(
+                    ("docker", "load", "--quiet"), env=_environment(host.engine), stdin=subprocess.PIPE
+                )
+            )
+            for host in hosts
+        ]
+        saving = processes.enter_context(
+            subprocess.Popen(("docker", "save", *IMAGES), env=_environment(source), stdout=subprocess.PIPE)
         )
-        assert loading.returncode == 0, loading.stderr
-    assert saving.returncode == 0
-    host.engine.run("tag", "sfllm-worker-mock", "sfllm-worker")
+        assert saving.stdout is not None
+        while piece := saving.stdout.read(PIECE_BYTES):
+            for each in loading:
+                assert each.stdin is not None
+                each.stdin.write(piece)
+        for each in loading:
+            each.communicate(timeout=LOAD_SECONDS)
+    assert [each.returncode for each in (saving, *loading)] == [0] * (1 + len(loading))
+    for host in hosts:
+        host.engine.run("tag", "sfllm-worker-mock", "sfllm-worker")
 
 
 def _environment(engine: Engine) -> dict[str, str]:
