@@ -24,7 +24,7 @@ from bench.gpu_bench.results import CHECK, FOLDER, RESULTS, Results, circumstanc
 from bench.gpu_check.child import UNFIT, run_here, tell
 from bench.gpu_check.journal import FAILED, NOT_RUN, Journal, Outcome, summary
 
-AREAS = ("attention", "models", "engines", "products", "layers", "sampling", "serving")
+AREAS = ("attention", "models", "engines", "products", "layers", "sampling", "serving", "claims")
 """The longest first, as they are dealt to processes in this order."""
 
 JOBS = 4
