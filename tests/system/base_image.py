@@ -17,17 +17,34 @@ from pathlib import Path
 from docker_engine import Engine, EngineUnavailableError
 
 NAME = "sfllm-test-base"
+SLIM_NAME = "sfllm-test-slim"
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "deploy" / "compose" / "compose.yaml"
 SERVICES = ("scheduler", "worker", "gateway")
+_PYTHON = ("usr-is-merged", "python3", "python3-venv", "ca-certificates")
+_COMPANIONS = ("g++", "nginx-light", "prometheus", "prometheus-alertmanager")
 _CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+_DOCUMENTATION = ("doc", "info", "locale", "man")
 
 
 def make_base_image(engine: Engine, directory: Path) -> str:
     """Import the image and return its name. Raises `EngineUnavailableError`.
 
-    It stands in for the images of nginx and Prometheus as well, which only a registry has.
+    It stands in for the images of nginx, Prometheus and Alertmanager as well, which only a registry has.
     """
+    return _import_debian(engine, directory, NAME, (*_PYTHON, *_COMPANIONS))
+
+
+def make_slim_image(engine: Engine, directory: Path) -> str:
+    """The same with Python alone, and without what Debian's own slim images leave out."""
+    left_out = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _DOCUMENTATION]
+    indexes = '--customize-hook=rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*'
+    return _import_debian(engine, directory, SLIM_NAME, _PYTHON, *left_out, indexes)
+
+
+def _import_debian(
+    engine: Engine, directory: Path, name: str, packages: tuple[str, ...], *options: str
+) -> str:
     if shutil.which("mmdebstrap") is None:
         raise EngineUnavailableError(
             "there is no mmdebstrap to make a base image with (apt install mmdebstrap)"
@@ -35,22 +52,20 @@ def make_base_image(engine: Engine, directory: Path) -> str:
     rootfs, pip_conf = directory / "rootfs.tar", directory / "pip.conf"
     pip_conf.write_text(f"[global]\ncert = {_CERTIFICATES}\n")
     command = [
-        *(
-            "mmdebstrap",
-            "--variant=minbase",
-            "--include=python3,python3-pip,python3-venv,ca-certificates,g++,nginx-light,prometheus",
-        ),
+        *("mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}"),
         # A machine behind a proxy trusts its certificate; so must pip in the image.
         f"--customize-hook=copy-in {_CERTIFICATES} /etc/ssl/certs",
         f"--customize-hook=copy-in {pip_conf} /etc",
-        *("bookworm", str(rootfs)),
+        # It has done its work, and brings a whole perl.
+        '--customize-hook=chroot "$1" apt-get purge --yes --auto-remove usrmerge',
+        *(*options, "bookworm", str(rootfs)),
     ]
     made = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if made.returncode != 0:
         raise EngineUnavailableError(f"mmdebstrap cannot make a base image:\n{made.stderr[-1500:]}")
-    engine.run("import", str(rootfs), NAME, seconds=300)
+    engine.run("import", str(rootfs), name, seconds=300)
     rootfs.unlink()
-    return NAME
+    return name
 
 
 def build_images(engine: Engine, directory: Path) -> dict[str, str]:
@@ -66,6 +81,7 @@ def build_images(engine: Engine, directory: Path) -> dict[str, str]:
             *("--file", str(COMPOSE_FILE), "--file", str(override), "build"),
             seconds=1200,
             BASE_IMAGE=base,
+            PIP_EXTRA_INDEX_URL="",
             PIP_FIND_LINKS=links,
         )
     return {"BASE_IMAGE": base, "NGINX_IMAGE": base, "PROMETHEUS_IMAGE": base}
