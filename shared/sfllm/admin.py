@@ -77,11 +77,15 @@ class _AdminHandler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         status, content_type, body = self.owner.answer(self.path.partition("?")[0])
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+        except ConnectionError:
+            # Whoever asked waits no more, as Prometheus after its timeout: nothing went wrong here.
+            self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class names it so
         """Scrapes every few seconds are not worth a log line each."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -101,3 +104,27 @@ def test_after_closing_the_port_is_free() -> None:
     process.server.close()
     again = AdminServer("127.0.0.1", port, process.metrics, lambda: None)
     again.close()
+
+
+def test_one_who_hangs_up_before_the_answer_leaves_no_trace_in_the_log(
+    process: Process, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked, gone = threading.Event(), threading.Event()
+
+    class Slow:
+        def render(self) -> bytes:
+            asked.set()
+            gone.wait(30)
+            return b"x" * 2**20
+
+    process.server._metrics = Slow()  # type: ignore[assignment]  # metrics that take long to put together
+    before = set(threading.enumerate())
+    with socket.create_connection(("127.0.0.1", process.server.port)) as impatient:
+        impatient.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        impatient.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert asked.wait(30)
+        (answering,) = set(threading.enumerate()) - before
+    gone.set()
+    answering.join(30)
+    assert not answering.is_alive()
+    assert capfd.readouterr().err == ""

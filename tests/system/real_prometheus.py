@@ -45,12 +45,20 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(directory: Path, targets: Mapping[str, Sequence[str]]) -> Iterator[Prometheus]:
-    """Run one with the compose stack's configuration; `targets` has the addresses of each job."""
+def prometheus(
+    directory: Path,
+    targets: Mapping[str, Sequence[str]],
+    rules: Path = PROMETHEUS / "rules",
+    alertmanager: str | None = None,
+) -> Iterator[Prometheus]:
+    """Run one with the compose stack's configuration; `targets` has the addresses of each job.
+
+    `rules` is the folder of its rules, `alertmanager` the `host:port` that it sends alerts to.
+    """
     program = shutil.which("prometheus")
     assert program is not None
     configuration = directory / "prometheus.yaml"
-    configuration.write_text(yaml.safe_dump(_configuration(targets)))
+    configuration.write_text(yaml.safe_dump(_configuration(targets, rules, alertmanager)))
     (port,) = free_ports(1)
     command = [
         *(program, f"--config.file={configuration}", f"--storage.tsdb.path={directory / 'data'}"),
@@ -59,7 +67,7 @@ def prometheus(directory: Path, targets: Mapping[str, Sequence[str]]) -> Iterato
     log = directory / "prometheus.log"
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
-            _wait_until_ready(f"http://127.0.0.1:{port}", process, log)
+            wait_until_ready(f"http://127.0.0.1:{port}", process, log)
             yield Prometheus(f"http://127.0.0.1:{port}")
         finally:
             process.terminate()
@@ -69,10 +77,16 @@ def prometheus(directory: Path, targets: Mapping[str, Sequence[str]]) -> Iterato
                 process.kill()
 
 
-def _configuration(targets: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _configuration(
+    targets: Mapping[str, Sequence[str]], rules: Path, alertmanager: str | None
+) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((PROMETHEUS / "prometheus.yaml").read_text())
     found["global"] = {"scrape_interval": SCRAPE_INTERVAL, "evaluation_interval": SCRAPE_INTERVAL}
-    found["rule_files"] = [str(PROMETHEUS / file) for file in found["rule_files"]]
+    assert found["rule_files"] == ["rules/*.yaml"]
+    found["rule_files"] = [str(rules / "*.yaml")]
+    (receiver,) = found["alerting"]["alertmanagers"]
+    del receiver["dns_sd_configs"]
+    receiver["static_configs"] = [{"targets": [alertmanager] if alertmanager else []}]
     assert {job["job_name"] for job in found["scrape_configs"]} == set(targets)
     for job in found["scrape_configs"]:
         del job["dns_sd_configs"]
@@ -80,14 +94,15 @@ def _configuration(targets: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     return found
 
 
-def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Until Prometheus or Alertmanager at that address is ready; fails with its log if it ends."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         try:
             urllib.request.urlopen(f"{url}/-/ready", timeout=5).close()
         except OSError:
             ended = process.poll() is not None or time.monotonic() > deadline
-            assert not ended, f"Prometheus does not start:\n{log.read_text()[-3000:]}"
+            assert not ended, f"it does not start:\n{log.read_text()[-3000:]}"
             time.sleep(0.1)
         else:
             return
