@@ -3,57 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from chart import CHART, EXAMPLES, Object, container, find, helm, matches, pods, render, variables, volumes
 
 from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
 
-helm = pytest.importorskip(
-    "helm_python", reason="NO CHART WAS TESTED: pip install -r tests/system/requirements.txt"
-)
 kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
 pytestmark = pytest.mark.system
 
-CHART = Path(__file__).parents[2] / "deploy" / "kubernetes" / "sfllm"
 OLDEST, NEWEST = "1.28", "1.37"
-WITHOUT_SCHEMA = {"ScaledObject", "ServiceMonitor"}
+WITHOUT_SCHEMA = {"ScaledObject", "ServiceMonitor", "PrometheusRule"}
 """They belong to KEDA and to the Prometheus operator, not to Kubernetes."""
-
-EXAMPLES: dict[str, dict[str, Any]] = {"defaults": {}} | {
-    path.stem: yaml.safe_load(path.read_text()) for path in sorted((CHART / "examples").glob("*.yaml"))
-}
-Object = dict[str, Any]
-
-
-def render(values: Mapping[str, Any], name: str = "llm") -> list[Object]:
-    with helm.Chart.load(str(CHART)) as chart:
-        files = chart.render(dict(values), name=name, namespace="serving")
-    texts = (text for path, text in files.items() if path.endswith(".yaml"))
-    return [found for text in texts for found in yaml.safe_load_all(text) if found]
-
-
-def find(objects: list[Object], kind: str, name: str) -> Object:
-    (found,) = [each for each in objects if each["kind"] == kind and each["metadata"]["name"] == name]
-    return found
-
-
-def pods(objects: list[Object]) -> dict[str, Object]:
-    """The pod of each Deployment."""
-    return {o["metadata"]["name"]: o["spec"]["template"] for o in objects if o["kind"] == "Deployment"}
-
-
-def container(pod: Object) -> Object:
-    (found,) = pod["spec"]["containers"]
-    return dict(found)
-
-
-def variables(pod: Object) -> dict[str, str]:
-    return {each["name"]: each.get("value", "") for each in container(pod)["env"]}
 
 
 @pytest.fixture(params=EXAMPLES)
@@ -73,23 +36,6 @@ def test_kubernetes_accepts_every_object(objects: list[Object], version: str) ->
     for each in objects:
         if each["kind"] not in WITHOUT_SCHEMA:
             kubernetes_validate.validate(each, version, strict=True)
-
-
-def test_pods_have_no_rights_that_they_do_not_need(objects: list[Object]) -> None:
-    for pod in pods(objects).values():
-        spec, only = pod["spec"], container(pod)
-        assert spec["automountServiceAccountToken"] is False
-        assert spec["securityContext"]["runAsNonRoot"] is True
-        assert spec["securityContext"]["runAsUser"] == 10001
-        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert only["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
-        mounted = {mount["name"] for mount in only["volumeMounts"]}
-        assert {volume["name"] for volume in spec["volumes"]} == mounted
-        assert only["resources"]["requests"]
 
 
 def test_kubernetes_own_variables_do_not_become_settings(objects: list[Object]) -> None:
@@ -121,10 +67,6 @@ def test_probes_and_services_lead_to_ports_that_containers_have(objects: list[Ob
         for pod in chosen:
             named = {port["name"] for port in container(pod)["ports"]}
             assert {port["targetPort"] for port in service["spec"]["ports"]} <= named
-
-
-def matches(selector: Mapping[str, str], pod: Object) -> bool:
-    return selector.items() <= pod["metadata"]["labels"].items()
 
 
 def test_addresses_name_the_schedulers_service(objects: list[Object]) -> None:
@@ -176,6 +118,7 @@ def test_two_models_are_two_deployments_with_gpus_of_their_own() -> None:
         assert variables(pod)["HF_TOKEN"] == ""  # from the secret
     assert container(qwen)["resources"]["limits"] == {"memory": "32Gi", "nvidia.com/gpu": 1}
     assert variables(qwen)["SFLLM_MODEL"] == "Qwen/Qwen3-0.6B"
+    assert qwen["spec"]["priorityClassName"] == "serving"
     assert container(qwen)["args"] == ["--served-model-name", "qwen3-0.6b", "default"]
     assert variables(llama)["SFLLM_MAX_CONTEXT_LENGTH"] == "16384"
     assert "SFLLM_MAX_CONTEXT_LENGTH" not in variables(qwen)
@@ -193,62 +136,56 @@ def test_one_service_or_model_can_run_another_version_than_the_rest() -> None:
     }
 
 
-def test_what_is_scaled_has_no_number_of_its_own() -> None:
-    objects = render(EXAMPLES["gpus"])
-    kinds = {("ScaledObject", "llm-sfllm-worker-qwen3-06b"), ("HorizontalPodAutoscaler", "llm-sfllm-gateway")}
-    for kind, name in kinds:
-        scaled = find(objects, kind, name)["spec"]["scaleTargetRef"]["name"]
-        assert "replicas" not in find(objects, "Deployment", scaled)["spec"]
-    assert find(objects, "Deployment", "llm-sfllm-worker-llama-8b")["spec"]["replicas"] == 2
+def test_pods_of_one_kind_are_spread_and_each_kind_by_itself() -> None:
+    found = pods(render(EXAMPLES["gpus"]))
+    for name, pod in found.items():
+        spread = pod["spec"].get("topologySpreadConstraints", [])
+        assert len(spread) == (0 if name.endswith("-scheduler") else 1)
+        for each in spread:
+            chosen = each["labelSelector"]["matchLabels"]
+            assert [other for other in found.values() if matches(chosen, other)] == [pod]
+    worker = pods(render(EXAMPLES["cpu"]))["llm-sfllm-worker-smollm2"]
+    assert worker["spec"]["topologySpreadConstraints"][0]["topologyKey"] == "topology.kubernetes.io/zone"
 
 
-def test_workers_are_scaled_by_queue_and_kv_cache_of_their_model() -> None:
-    scaled = find(render(EXAMPLES["gpus"]), "ScaledObject", "llm-sfllm-worker-qwen3-06b")["spec"]
-    match = '{namespace="serving", model_name="qwen3-0.6b"}'
-    assert [trigger["metadata"]["query"] for trigger in scaled["triggers"]] == [
-        f"sum(sfllm:num_requests_running{match}) + sum(sfllm:num_requests_waiting{match})",
-        f"avg(sfllm:kv_cache_usage_perc{match})",
-    ]
-    assert [trigger["metricType"] for trigger in scaled["triggers"]] == ["AverageValue", "Value"]
-    assert [trigger["metadata"]["threshold"] for trigger in scaled["triggers"]] == ["64", "0.8"]
-
-
-def test_the_monitor_names_jobs_as_the_rules_do() -> None:
-    objects = render(EXAMPLES["gpus"])
-    monitor = find(objects, "ServiceMonitor", "llm-sfllm-metrics")
-    service = find(objects, "Service", "llm-sfllm-metrics")
-    assert monitor["metadata"]["labels"]["release"] == "prometheus"
-    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    (endpoint,) = monitor["spec"]["endpoints"]
-    assert endpoint["port"] == service["spec"]["ports"][0]["name"]
-    assert endpoint["relabelings"][0]["targetLabel"] == "job"
-    assert len([pod for pod in pods(objects).values() if matches(service["spec"]["selector"], pod)]) == 4
-
-
-def test_only_gateways_and_workers_reach_the_scheduler() -> None:
-    objects = render({})
-    policy = find(objects, "NetworkPolicy", "llm-sfllm-scheduler")["spec"]
-    reached = {
-        port["port"]: {rule_peer(peer) for peer in rule.get("from", [])}
-        for rule in policy["ingress"]
-        for port in rule["ports"]
-        if port["port"] in {"gateways", "workers"}
+def test_workers_are_replaced_as_there_is_room() -> None:
+    strategies = {
+        each["metadata"]["name"]: each["spec"]["strategy"]["rollingUpdate"]
+        for example in ("adapter", "gpus")
+        for each in render(EXAMPLES[example])
+        if each["kind"] == "Deployment" and "-worker-" in each["metadata"]["name"]
     }
-    assert reached == {"gateways": {"gateway"}, "workers": {"worker"}}
-    assert policy["egress"] == []
-    for name, pod in pods(objects).items():
-        selecting = [o for o in objects if o["kind"] == "NetworkPolicy"]
-        assert len([o for o in selecting if matches(o["spec"]["podSelector"]["matchLabels"], pod)]) == 1, name
-    assert not [o for o in render(EXAMPLES["try"]) if o["kind"] == "NetworkPolicy"]
+    first, last = {"maxSurge": 0, "maxUnavailable": 1}, {"maxSurge": 1, "maxUnavailable": 0}
+    assert strategies["llm-sfllm-worker-llama-8b"] == first
+    assert strategies["llm-sfllm-worker-smollm2"] == last
+    gpu = find(render(EXAMPLES["adapter"]), "Deployment", "llm-sfllm-worker-qwen3-06b")["spec"]
+    assert gpu["strategy"]["rollingUpdate"] == last  # there is a GPU to spare, the example says
+    assert gpu["template"]["spec"]["runtimeClassName"] == "nvidia"
 
 
-def rule_peer(peer: Object) -> str:
-    return str(peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"])
+def test_traces_go_to_the_collector_from_every_service_and_the_gateway_chooses() -> None:
+    for name, pod in pods(render(EXAMPLES["gpus"])).items():
+        found = variables(pod)
+        assert found["SFLLM_OTLP_ENDPOINT"] == "http://collector.monitoring:4318"
+        assert found.get("SFLLM_TRACE_SAMPLE_RATE") == ("0.05" if name.endswith("-gateway") else None)
+    headers = {"tracing": {"endpoint": "https://otlp.example.com", "headersSecret": "otlp"}}
+    for pod in pods(render(headers)).values():
+        (found,) = [each for each in container(pod)["env"] if each["name"] == "OTEL_EXPORTER_OTLP_HEADERS"]
+        assert found["valueFrom"] == {"secretKeyRef": {"name": "otlp", "key": "headers"}}
 
 
 def test_all_that_needs_something_installed_first_is_off_by_default() -> None:
     kinds = {each["kind"] for each in render({})}
-    assert kinds == {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy"}
+    assert kinds == {"Deployment", "Service", "PodDisruptionBudget", "NetworkPolicy", "ServiceAccount"}
+
+
+def test_a_gateway_serves_https_by_a_secret_of_its_own() -> None:
+    pod = pods(render(EXAMPLES["cpu"]))["llm-sfllm-gateway"]
+    folder = next(each["mountPath"] for each in container(pod)["volumeMounts"] if each["name"] == "tls")
+    assert volumes(pod)["tls"]["secret"]["secretName"] == "llm-tls"
+    assert variables(pod)["SFLLM_TLS_CERT_FILE"] == f"{folder}/tls.crt"
+    assert variables(pod)["SFLLM_TLS_KEY_FILE"] == f"{folder}/tls.key"
+    assert container(pod)["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
 
 
 WRONG: list[tuple[str, dict[str, Any]]] = [
@@ -259,6 +196,10 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
     ("a share above one", {"worker": {"autoscaling": {"kvCacheUsage": 80}}}),
     ("no drain", {"worker": {"drainSeconds": 0}}),
     ("a registry without its slash", {"image": {"registry": "registry.example.com"}}),
+    ("an unknown way to scale", {"worker": {"autoscaling": {"by": "cron"}}}),
+    ("a collector without a scheme", {"tracing": {"endpoint": "collector:4318"}}),
+    ("a secret with a path", {"links": {"secret": "keys/links"}}),
+    ("a peer that is everybody by mistake", {"networkPolicy": {"clients": [{}]}}),
     ("a variable in small letters", {"worker": {"env": {"sfllm-threads": "2"}}}),
 ]
 
