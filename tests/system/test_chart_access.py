@@ -147,10 +147,8 @@ def test_traces_may_leave_every_service(endpoint: str, port: int) -> None:
 def test_peers_are_those_that_the_values_name() -> None:
     gpus, cpu = EXAMPLES["gpus"], EXAMPLES["cpu"]
     assert (443,) not in calls(gpus, "worker")
-    assert calls(gpus, "scheduler") == {
-        (53,): gpus["networkPolicy"]["dns"],
-        (4318,): gpus["networkPolicy"]["collector"],
-    }
+    named = gpus["networkPolicy"]
+    assert calls(gpus, "scheduler") == {(53,): named["dns"], (4318,): named["collector"]}
     assert calls(cpu, "worker")[(443,)] == cpu["networkPolicy"]["downloadsFrom"]
     rules = {
         rule["ports"][0]["port"]: rule["from"]
