@@ -34,7 +34,7 @@ _SECTIONS: tuple[tuple[str, str, type[Settings]], ...] = (
     ),
     (
         "sfllm doctor",
-        "Looks at a running stack and says what to mend: [troubleshooting.md](troubleshooting.md).",
+        "Looks at a running stack and says what to mend: [doctor.md](doctor.md).",
         DoctorSettings,
     ),
     ("sfllm pull", "Fetches a model and prints where it lies.", PullSettings),

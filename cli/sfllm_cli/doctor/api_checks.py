@@ -14,6 +14,7 @@ _REMEDIES = (
     ("scheduler cannot be reached", "start a scheduler, and give both sides the same --gateway-address"),
     ("no model is known", "start a worker, and give it and the scheduler the same --worker-address"),
     ("no worker is there", "read the worker's log and start it again: its last lines say why it ended"),
+    ("protocol version", "upgrade what is left of the older version, scheduler first"),
     ("shutting down", "wait for it to end; others should take its requests meanwhile"),
     ("tokenizer", "wait a moment; if it stays, check --asset-address of scheduler, gateway and worker"),
 )

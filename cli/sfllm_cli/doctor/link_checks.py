@@ -49,24 +49,22 @@ def _names(processes: Sequence[Process]) -> str:
 
 def _peers(scheduler: Process) -> Finding:
     check = f"peers of {scheduler.name}"
-    for name, what, remedy in (
-        (
-            REFUSED,
-            "connections were refused for their keys",
+    if refused := grown(scheduler, REFUSED):
+        return problem(
+            check,
+            f"{refused:.0f} connections were just refused for their keys ({_sockets(scheduler, REFUSED)})",
             "its log names them: give them keys with `sfllm keys links DIR --add`, or find out who that is",
-        ),
-        (
-            MALFORMED,
-            "messages could not be read",
+        )
+    if malformed := grown(scheduler, MALFORMED):
+        return problem(
+            check,
+            f"{malformed:.0f} messages could not be read just now ({_sockets(scheduler, MALFORMED)} so far)",
             "its log names the senders: most likely they speak another version of the protocol",
-        ),
-    ):
-        if new := grown(scheduler, name):
-            return problem(check, f"{new:.0f} {what} just now ({_sockets(scheduler, name)} so far)", remedy)
-    if refused := scheduler.after.total(REFUSED):
+        )
+    if before := scheduler.after.total(REFUSED):
         return warning(
             check,
-            f"{refused:.0f} connections were refused for their keys since it started "
+            f"{before:.0f} connections were refused for their keys since it started "
             f"({_sockets(scheduler, REFUSED)})",
             "look in its log whether that was somebody who should be let in",
         )

@@ -145,25 +145,31 @@ def _same(name: str, workers: list[Process]) -> Iterator[Finding]:
 
 def _same_model(name: str, workers: list[Process]) -> Iterator[Finding]:
     """Whether what they serve by one name is one model, and its context as long everywhere."""
-    infos = [(worker, line) for worker in workers for line in worker.after.find("model_info")]
-    check = f"model cards of {name}"
-    for label, differ in (
-        (
-            "fingerprint",
-            "its workers serve different models by this name, and only one of them gets requests",
-        ),
-        ("max_model_len", "its workers allow contexts of different lengths, and requests may meet either"),
-    ):
-        by_value: dict[str, list[str]] = defaultdict(list)
-        for worker, line in infos:
-            by_value[line.labels.get(label, "")].append(worker.name)
-        if len(by_value) > 1:
-            told = problem if label == "fingerprint" else warning
-            shown = "; ".join(f"{value}: {', '.join(names)}" for value, names in sorted(by_value.items()))
-            yield told(check, f"{differ}: {shown}", "start them with equal --model, --quantization and flags")
-            return
-    if infos:
-        yield ok(check, f"its {len(infos)} workers serve the same")
+    check, remedy = f"model cards of {name}", "start them with equal --model, --quantization and flags"
+    models, lengths = (_by_label(workers, label) for label in ("fingerprint", "max_model_len"))
+    if len(models) > 1:
+        yield problem(
+            check,
+            f"its workers serve different models, of which only one gets requests: {_listed(models)}",
+            remedy,
+        )
+    elif len(lengths) > 1:
+        yield warning(check, f"its workers take contexts of different lengths: {_listed(lengths)}", remedy)
+    elif models:
+        yield ok(check, "its workers serve the same")
+
+
+def _by_label(workers: list[Process], label: str) -> dict[str, list[str]]:
+    """The workers by what they tell of their model."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for worker in workers:
+        for line in worker.after.find("model_info"):
+            found[line.labels.get(label, "")].append(worker.name)
+    return found
+
+
+def _listed(found: dict[str, list[str]]) -> str:
+    return "; ".join(f"{value}: {', '.join(names)}" for value, names in sorted(found.items()))
 
 
 def _joined(evidence: Evidence, name: str, workers: list[Process]) -> Iterator[Finding]:
