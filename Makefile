@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-system clients chaos chaos-short soak simulate-faults simulate-1000 lint format gpu-static gpu-check gpu-bench gpu-wheels bench-peers images compose-up compose-down constraints docs clean distclean
+.PHONY: help install serve test test-system clients chaos chaos-short soak simulate-faults simulate-1000 lint format gpu-static gpu-check gpu-bench gpu-wheels bench-peers images sbom image-locks compose-up compose-down constraints docs clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test: install ## run the tests, except those that need system packages: ARGS="te
 CLIENTS := .venv-clients
 NODE_CLIENTS := tests/clients/node
 
+# What locks images, lists what is in them and checks how they are made, apart from sfllm's environment.
+IMAGE_TOOLS := .venv-images
+
 clients: $(patsubst tests/clients/requirements/%.txt,$(CLIENTS)/%/.installed,$(wildcard tests/clients/requirements/*.txt)) $(NODE_CLIENTS)/node_modules/.installed ## make the environments of the clients that test-system runs
 
 $(CLIENTS)/%/.installed: tests/clients/requirements/%.txt tests/clients/requirements/locks/%.txt
@@ -53,7 +56,7 @@ $(NODE_CLIENTS)/node_modules/.installed: $(NODE_CLIENTS)/package-lock.json
 	@if command -v npm >/dev/null; then cd $(NODE_CLIENTS) && npm ci --no-audit --no-fund && touch node_modules/.installed; \
 		else echo "SKIPPED: installing the clients for node (npm is missing)" >&2; fi
 
-test-system: install clients ## run the tests that need Docker (started as root), Prometheus, nginx, lm-eval or other clients
+test-system: install clients $(IMAGE_TOOLS)/.installed ## run the tests that need Docker (started as root), Prometheus, nginx, lm-eval or other clients
 	$(BIN)/python -m pip install --quiet -r tests/system/requirements.txt
 	$(BIN)/python -m pytest -m system tests/system $(ARGS)
 
@@ -100,8 +103,35 @@ gpu-wheels: install ## collect what a GPU machine without a network needs: ARGS=
 bench-peers: install ## measure sfllm beside other servers on this machine: ARGS="--peers vllm --quick"
 	$(BIN)/python -m bench.peers $(ARGS)
 
-images: ## build the three container images
-	docker compose -f deploy/compose/compose.yaml build
+IMAGES := gateway scheduler worker
+# cpu or cuda. The image of the second is sfllm-worker-cuda.
+TORCH ?= cpu
+# Passed on to a build where they are set; docs/images.md has the meanings.
+IMAGE_VARIABLES := BASE_IMAGE SOURCE PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_FIND_LINKS PIP_TRUSTED_HOST
+IMAGE_ARGS = $(foreach name,$(IMAGE_VARIABLES),--build-arg $(name)) --build-arg REVISION=$(shell git describe --always --abbrev=40 --dirty --exclude '*')
+
+images: $(IMAGES:%=image-%) ## build the three container images; for NVIDIA's GPUs: make images TORCH=cuda
+
+.PHONY: $(IMAGES:%=image-%)
+image-gateway image-scheduler: image-%:
+	docker build $(IMAGE_ARGS) $(ARGS) -f services/$*/Dockerfile -t sfllm-$* .
+
+image-worker:
+	docker build $(IMAGE_ARGS) --build-arg TORCH=$(TORCH) $(ARGS) -f services/worker/Dockerfile -t sfllm-worker$(if $(filter cuda,$(TORCH)),-cuda) .
+
+SBOM_IMAGES ?= $(IMAGES:%=sfllm-%)
+
+$(IMAGE_TOOLS)/.installed: deploy/images/requirements.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+sbom: $(IMAGE_TOOLS)/.installed ## list what is in the images, as CycloneDX: build/sbom/*.cdx.json
+	@for image in $(SBOM_IMAGES); do \
+		$(IMAGE_TOOLS)/bin/python deploy/images/sbom.py $$image build/sbom/$$image.cdx.json || exit 1; done
+
+image-locks: $(IMAGE_TOOLS)/.installed ## lock what the images install anew: ARGS="--index https://download.pytorch.org/whl/cpu"
+	PATH="$(CURDIR)/$(IMAGE_TOOLS)/bin:$$PATH" $(IMAGE_TOOLS)/bin/python deploy/images/lock.py $(ARGS)
 
 compose-up: ## the three services in containers, until Ctrl-C
 	docker compose -f deploy/compose/compose.yaml up --build
@@ -121,4 +151,4 @@ clean: ## remove caches and build outputs
 	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 distclean: clean ## remove the virtual environments too
-	rm -rf $(VENV) $(CLIENTS) $(NODE_CLIENTS)/node_modules
+	rm -rf $(VENV) $(IMAGE_TOOLS) $(CLIENTS) $(NODE_CLIENTS)/node_modules
