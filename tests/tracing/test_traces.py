@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -15,6 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from log_lines import OF_EVERY_REQUEST, logged
 from otlp_receiver import OtlpReceiver, ReceivedSpan
 from running_stack import RunningStack
 
@@ -154,28 +154,11 @@ def test_a_request_without_traceparent_begins_a_trace_that_its_logs_name(
         {"Content-Type": "application/json", "X-Request-Id": "named-by-me", "traceparent": "nonsense"},
     )
     urllib.request.urlopen(request, timeout=60).close()
-    events = {
-        *(("gateway", "request accepted"), ("gateway", "request ended")),
-        *(("scheduler", "admitted"), ("scheduler", "finished")),
-        ("worker", "accepted"),
-    }
-    lines = logged(stack, "named-by-me", events)
+    lines = logged(stack, "named-by-me", OF_EVERY_REQUEST)
     (trace_id,) = {line["trace_id"] for line in lines}
     assert re.fullmatch("[0-9a-f]{32}", trace_id)
     spans = receiver.wait_for(trace_id, has("text_completion", "queue", "decode"), stack.log)
     assert root_of(spans).parent_id == ""
-
-
-def logged(stack: RunningStack, request_id: str, events: set[tuple[str, str]]) -> list[dict[str, Any]]:
-    """The log lines about a request, as soon as these events of these services are among them."""
-    deadline = time.monotonic() + 30
-    while True:
-        found = [json.loads(line) for line in stack.log_lines() if line.startswith("{")]
-        lines = [line for line in found if line.get("request_id") == request_id]
-        if events <= {(line["service"], line["event"]) for line in lines}:
-            return lines
-        assert time.monotonic() < deadline, lines
-        time.sleep(0.05)
 
 
 def test_a_client_may_ask_not_to_be_traced(stack: RunningStack, receiver: OtlpReceiver) -> None:

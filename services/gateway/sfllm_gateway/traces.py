@@ -15,6 +15,7 @@ import structlog
 from starlette.types import Scope
 
 from sfllm.errors import ServiceError
+from sfllm.traceparent import parse
 from sfllm_gateway.generation import Generation, Usage
 from sfllm_gateway.http_io import header
 from sfllm_gateway.streams import LostAttempt
@@ -33,10 +34,32 @@ OPERATIONS = {
 """What the conventions call the work of each endpoint that generates; other requests are not traced."""
 
 
+class UnsentSpan:
+    """A client's own span where none are sent: its ids go on to the other services, for their logs."""
+
+    def __init__(self, traceparent: str, trace_id: str) -> None:
+        self.traceparent = traceparent
+        self.trace_id = trace_id
+
+    def rename(self, name: str) -> None:
+        """Nobody is told of it."""
+
+    def set(self, attributes: Attributes) -> None:
+        """Nobody is told of it."""
+
+    def child(
+        self, name: str, started: float, ended: float, attributes: Attributes, problem: str = ""
+    ) -> None:
+        """Nobody is told of it."""
+
+    def end(self, problem: str = "") -> None:
+        """Nobody is told of it."""
+
+
 class RequestTrace:
     """The trace of one request from its head to its last byte. Times are monotonic seconds."""
 
-    def __init__(self, span: OpenSpan, operation: str, arrived: float) -> None:
+    def __init__(self, span: OpenSpan | UnsentSpan, operation: str, arrived: float) -> None:
         self._span = span
         self._operation = operation
         self._arrived = arrived
@@ -112,18 +135,33 @@ class RequestTrace:
 
 
 def begin_trace(tracer: Tracer | None, scope: Scope) -> RequestTrace | None:
-    """The trace of a request that generates, whose id all logs about it carry; None for any other."""
-    if tracer is None:
-        return None
+    """The trace of a request that generates, whose id all logs about it carry; None for any other.
+
+    Without a tracer only those have one that come with a header `traceparent`.
+    """
     structlog.contextvars.clear_contextvars()  # of a request before it on the same connection
     operation = OPERATIONS.get(scope["path"])
     if operation is None or scope["method"] != "POST":
         return None
+    given = header(scope, b"traceparent") or ""
     arrived = time.monotonic()
+    span = _unsent(given) if tracer is None else _server_span(tracer, given, operation, scope, arrived)
+    if span is None:
+        return None
+    structlog.contextvars.bind_contextvars(trace_id=span.trace_id)
+    return RequestTrace(span, operation, arrived)
+
+
+def _unsent(given: str) -> UnsentSpan | None:
+    parent = parse(given) if given else None
+    return None if parent is None else UnsentSpan(str(parent), f"{parent.trace_id:032x}")
+
+
+def _server_span(tracer: Tracer, given: str, operation: str, scope: Scope, arrived: float) -> OpenSpan:
     host, port = scope.get("server") or ("", None)
-    span = tracer.begin(
+    return tracer.begin(
         operation,
-        header(scope, b"traceparent") or "",
+        given,
         arrived,
         {
             "gen_ai.operation.name": operation,
@@ -137,8 +175,6 @@ def begin_trace(tracer: Tracer | None, scope: Scope) -> RequestTrace | None:
             "sfllm.request_id": scope["state"]["request_id"],
         },
     )
-    structlog.contextvars.bind_contextvars(trace_id=span.trace_id)
-    return RequestTrace(span, operation, arrived)
 
 
 def _sampling(generation: Generation) -> Attributes:
