@@ -14,7 +14,7 @@ helm = pytest.importorskip(
 )
 
 CHART = Path(__file__).parents[2] / "deploy" / "kubernetes" / "sfllm"
-OPEN = {"links": {"insecure": True}, "gateway": {"allowAnonymous": True}}
+OPEN: dict[str, Any] = {"links": {"insecure": True}, "gateway": {"allowAnonymous": True}}
 """Values for a release that needs no secret."""
 
 EXAMPLES: dict[str, dict[str, Any]] = {"defaults": {}} | {

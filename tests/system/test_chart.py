@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,3 +209,32 @@ WRONG: list[tuple[str, dict[str, Any]]] = [
 def test_values_that_cannot_work_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(helm.HelmValuesError):
         render(copy.deepcopy(values))
+
+
+def changed(before: list[Object], after: list[Object]) -> set[str]:
+    """The services of which Kubernetes would make new pods."""
+    old, new = pods(before), pods(after)
+    return {container(new[name])["name"] for name in new if new[name] != old[name]}
+
+
+def test_the_recipe_of_an_upgrade_replaces_one_service_after_the_other(tmp_path: Path) -> None:
+    """With the newer chart from the first step on, as docs/deployment.md has it."""
+    newer = Path(helm.package(str(CHART), destination=str(tmp_path), version="0.2.0", app_version="0.2.0"))
+    steps: list[dict[str, Any]] = [
+        {"image": {"tag": "0.1.0"}},
+        {"image": {"tag": "0.1.0"}, "scheduler": {"tag": "0.2.0"}},
+        {"image": {"tag": "0.1.0"}, "scheduler": {"tag": "0.2.0"}, "worker": {"tag": "0.2.0"}},
+        {"image": {"tag": "0.2.0"}},
+    ]
+    installed = render({})
+    for values, expected in zip(steps, (set(), {"scheduler"}, {"worker"}, {"gateway"}), strict=True):
+        upgraded = render(values, chart=newer)
+        assert changed(installed, upgraded) == expected
+        installed = upgraded
+
+
+def test_a_service_can_lead_to_the_gateways_of_another_release() -> None:
+    other = render({}, name="next")
+    service = find(render({"gateway": {"service": {"instance": "next"}}}), "Service", "llm-sfllm-gateway")
+    (chosen,) = [pod for pod in pods(other).values() if matches(service["spec"]["selector"], pod)]
+    assert container(chosen)["name"] == "gateway"
