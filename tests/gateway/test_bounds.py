@@ -116,9 +116,9 @@ def test_values_of_models_that_are_gone_are_forgotten() -> None:
         meter.admitted(1, 1)
         meter.tokens(2, None)
         meter.tokens(2, 0.1)
-        meter.ended(Usage(1, 4), ["stop"], [Timings()], 1)
+        meter.ended(Usage(1, 4), ["stop"], [Timings()], 1, 4)
         for reason in REASONS:
-            meter.ended(Usage(1, 4), [reason], [], 0)
+            meter.ended(Usage(1, 4), [reason], [], 0, 4)
     text = metrics.registry.render().decode()
     for number in range(3):
         assert f'"model-{number}"' not in text

@@ -7,13 +7,16 @@ import re
 from typing import Any
 
 import pytest
+from chaos.metrics import total
 from grammar_engine import PROMPT, TOKENIZER, asked, engine, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher
 
+from sfllm.metrics import Metrics
 from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.load import LoadedModel, load_model
+from sfllm_worker.metrics import WorkerMetrics
 from sfllm_worker.structured.grammars import Grammars
 
 SCHEMA = {
@@ -169,6 +172,23 @@ def test_a_grammar_compiles_once_and_is_forgotten_when_many_others_came(grammars
     for number in range(200):
         grammars.compile(LLMatcher.grammar_from_regex(f"n{number}"))
     assert grammars.compile(LLMatcher.grammar_from_regex("first")) is not first
+
+
+def test_compilations_are_timed_and_those_found_counted(model: LoadedModel) -> None:
+    grammars = Grammars(model.assets["tokenizer.json"], model.config.vocab_size, model.eos_token_ids)
+    e = engine(model, grammars)
+    registry = Metrics("sfllm:")
+    shown = WorkerMetrics(registry, "m", "w")
+    shown.watch_grammars(grammars.figures)
+    for key in range(3):
+        run(e, asked(key, JSON_GRAMMAR))
+    run(e, asked(3, "no grammar at all"))
+    for _ in range(2):  # what was counted once is not counted again
+        shown.state(e)
+        page = registry.render().decode()
+        assert total(page, "sfllm:grammar_cache_queries_total") == 4
+        assert total(page, "sfllm:grammar_cache_hits_total") == 2
+        assert total(page, "sfllm:grammar_compile_seconds_count") == 2
 
 
 def test_a_tokenizer_that_no_grammar_knows_is_said_to_the_client(model: LoadedModel) -> None:

@@ -46,9 +46,17 @@ class RequestMeter:
         self._metrics.disconnected.inc()
 
     def ended(
-        self, usage: Usage, reasons: Sequence[str], timings: Sequence[Timings], migrations: int
+        self,
+        usage: Usage,
+        reasons: Sequence[str],
+        timings: Sequence[Timings],
+        migrations: int,
+        longest: int,
     ) -> None:
-        """It is over. `reasons`, one a choice, are "stop", "length", "abort" or "error"."""
+        """It is over. `reasons`, one a choice, are "stop", "length", "abort" or "error".
+
+        `longest` are the tokens of its longest choice.
+        """
         metrics, model = self._metrics, self._model
         seconds = time.monotonic() - self._arrived
         for reason in reasons:
@@ -60,6 +68,7 @@ class RequestMeter:
             metrics.end_to_end.labels(model).observe(seconds)
             metrics.prompt_lengths.labels(model).observe(usage.prompt_tokens)
             metrics.generation_lengths.labels(model).observe(usage.completion_tokens)
+            metrics.longest_choices.labels(model).observe(longest)
             if self._first_token_at is not None and usage.completion_tokens > len(reasons):
                 after_first = seconds - (self._first_token_at - self._arrived)
                 per_token = after_first * len(reasons) / (usage.completion_tokens - len(reasons))

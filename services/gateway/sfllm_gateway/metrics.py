@@ -78,6 +78,12 @@ class GatewayMetrics:
         self.generation_lengths = histogram(
             "request_generation_tokens", "tokens generated for a request", TOKEN_COUNT_BUCKETS, MODEL
         )
+        self.longest_choices = histogram(
+            "request_max_num_generation_tokens",
+            "tokens generated for the longest choice of a request",
+            TOKEN_COUNT_BUCKETS,
+            MODEL,
+        )
         self.params_n = histogram("request_params_n", "choices asked for", CHOICE_BUCKETS, MODEL)
         self.queue_time = self._latency("request_queue_time_seconds", "time in the scheduler's queue")
         self.prefill_time = self._latency("request_prefill_time_seconds", "time until the prompt was read")
@@ -90,12 +96,15 @@ class GatewayMetrics:
         self._by_model: tuple[Counter | Histogram, ...] = (
             *(self.prompt_tokens, self.generation_tokens, self.migrations, self.params_n),
             *(self.first_token, self.inter_token, self.per_output_token, self.end_to_end),
-            *(self.prompt_lengths, self.generation_lengths),
+            *(self.prompt_lengths, self.generation_lengths, self.longest_choices),
             *(self.queue_time, self.prefill_time, self.decode_time, self.inference_time),
         )
 
     def use_model(self, model: str) -> None:
         """Note that a model is asked for; the one that was not for the longest time may lose its values."""
+        if model not in self._models:
+            for reason in REASONS:  # a rate of errors is 0 before the first, rather than unknown
+                self.success.labels(model, reason)
         self._models[model] = None
         self._models.move_to_end(model)
         if len(self._models) > KEPT_MODELS:

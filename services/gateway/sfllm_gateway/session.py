@@ -288,6 +288,7 @@ class Session:
             reasons,
             [message.timings for message in finished if message is not None],
             migrations=sum(opened.stream.migrations for opened in self._opened),
+            longest=max((choice.tokens for choice in self._choices), default=0),
         )
         if self._trace is not None:
             lost = [attempt for opened in self._opened for attempt in opened.lost]

@@ -35,6 +35,10 @@ _LEVELS = {
 """Everything else is for debugging."""
 
 
+REASONS = ("capacity", "no_worker", "suspect")
+"""What requests in the queue wait for: room, a worker that serves their model, the end of a trial."""
+
+
 class Observer:
     """Turns records into log lines and measurements, and reads gauges from the tables now and then."""
 
@@ -42,7 +46,9 @@ class Observer:
         self._running = metrics.gauge("num_requests_running", "Requests that workers hold.", ["model_name"])
         self._waiting = metrics.gauge("num_requests_waiting", "Requests in the queue.", ["model_name"])
         self._reasons = metrics.gauge(
-            "num_requests_waiting_by_reason", "Requests in the queue by what they wait for.", ["reason"]
+            "num_requests_waiting_by_reason",
+            "Requests in the queue by what they wait for.",
+            ["model_name", "reason"],
         )
         self._bands = metrics.gauge(
             "queue_depth", "Requests in the queue by the longest length of their band.", ["band"]
@@ -154,7 +160,6 @@ class Observer:
         if now < self._next_refresh:
             return
         self._next_refresh = now + REFRESH_SECONDS
-        reasons = {"capacity": 0, "no_worker": 0, "suspect": 0}
         bands: CountOf[int] = CountOf()
         for name, model in state.models.items():
             self._waiting.labels(name).set(len(model.waiting))
@@ -162,11 +167,11 @@ class Observer:
             self._running.labels(name).set(held)
             outstanding = sum(worker.prefill.tokens for worker in model.workers.values())
             self._outstanding.labels(name).set(outstanding)
-            reasons["suspect"] += len(model.waiting.suspects)
-            reasons["capacity" if model.fleet.serving else "no_worker"] += model.waiting.ordinary_count
+            ordinary, served = model.waiting.ordinary_count, bool(model.fleet.serving)
+            self._reasons.labels(name, "suspect").set(len(model.waiting.suspects))
+            self._reasons.labels(name, "capacity").set(ordinary if served else 0)
+            self._reasons.labels(name, "no_worker").set(0 if served else ordinary)
             bands.update(model.waiting.by_band)
-        for reason, count in reasons.items():
-            self._reasons.labels(reason).set(count)
         self._seen_bands |= set(bands)
         for band in self._seen_bands:
             self._bands.labels(str(band_end(band))).set(bands[band])
@@ -174,6 +179,8 @@ class Observer:
             self._waiting.remove(name)
             self._running.remove(name)
             self._outstanding.remove(name)
+            for reason in REASONS:
+                self._reasons.remove(name, reason)
         self._seen_models = set(state.models)
         self._on_trial.set(sum(len(worker.probation) for worker in state.workers.values()))
         draining = sum(worker.draining for worker in state.workers.values())

@@ -21,6 +21,7 @@ from sfllm_worker.link import SchedulerLink
 from sfllm_worker.metrics import WorkerMetrics
 from sfllm_worker.protocol import WorkerProtocol
 from sfllm_worker.service import WorkerService
+from sfllm_worker.structured.figures import GrammarFigures
 from sfllm_worker.telemetry import GpuTelemetry
 from sfllm_worker.traces import StageSpans
 from sfllm_worker.watchdog import Watchdog
@@ -52,6 +53,7 @@ class Parts(NamedTuple):
     step_seconds: float
     phases: Mapping[str, float] = {}
     gpu: Gpu | None = None
+    grammars: GrammarFigures | None = None
 
 
 class Worker(NamedTuple):
@@ -90,6 +92,8 @@ def assemble(settings: WorkerSettings, parts: Parts, claimed_gpu: str | None = N
         telemetry = GpuTelemetry.open(parts.gpu.uuid)
         if telemetry is not None:
             metrics.watch_gpu(telemetry)
+    if parts.grammars is not None:
+        metrics.watch_grammars(parts.grammars)
     metrics.state(engine)
     service = WorkerService(
         engine,

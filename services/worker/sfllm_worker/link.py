@@ -71,8 +71,7 @@ class SchedulerLink:
         self._probe = wire.encode(WorkerBeat(NO_LEASE, 0, 0, 0, 0), as_array("Q", ()))
         self._answers: list[Answer] = []
         self.current = 0
-        self.other_version = ""
-        """Why nothing that a scheduler sends can be read, if it speaks another version of the protocol."""
+        self._other_versions = [""] * len(worker_addresses)
         self._offer = AssetOffer(tuple(asset_of(name, content) for name, content in sorted(assets.items())))
         self._assets = {asset_of(name, content).sha256: content for name, content in assets.items()}
         self._decode = wire.decoder(SCHEDULER_TO_WORKER)
@@ -89,7 +88,7 @@ class SchedulerLink:
         """Messages that came since the last call; questions for assets are answered here."""
         messages: list[Decoded] = []
         for index, dealer in enumerate(self._dealers):
-            found = self._receive_from(dealer)
+            found = self._receive_from(index)
             if index == self.current:
                 messages = found
             for message, _arrays in found if index != self.current else ():
@@ -100,6 +99,11 @@ class SchedulerLink:
         for asset_dealer in self._asset_dealers:
             self._serve_assets(asset_dealer)
         return messages
+
+    @property
+    def other_version(self) -> str:
+        """Why the current scheduler cannot be understood, if it speaks another version of the protocol."""
+        return self._other_versions[self.current]
 
     def take_answers(self) -> list[Answer]:
         """The other schedulers that have said since the last call that they are there."""
@@ -145,26 +149,26 @@ class SchedulerLink:
             case _:
                 pass  # late words under a lease that is gone
 
-    def _receive_from(self, dealer: DealerLink) -> list[Decoded]:
+    def _receive_from(self, index: int) -> list[Decoded]:
         messages: list[Decoded] = []
         for _ in range(MAX_MESSAGES_A_TURN):
-            frame = dealer.receive()
+            frame = self._dealers[index].receive()
             if frame is None:
                 break
             try:
                 messages.append(self._decode(frame))
-                self.other_version = ""
+                self._other_versions[index] = ""
             except VersionError as error:
-                self._note_version(str(error))
+                self._note_version(index, str(error))
             except WireError as error:
                 _log.warning("malformed message from the scheduler", error=str(error))
         return messages
 
-    def _note_version(self, reason: str) -> None:
+    def _note_version(self, index: int, reason: str) -> None:
         """Log it once, not with every answer to a hello."""
-        if reason != self.other_version:
-            self.other_version = reason
-            _log.error("the scheduler cannot be talked to", reason=reason)
+        if reason != self._other_versions[index]:
+            self._other_versions[index] = reason
+            _log.error("this scheduler cannot be talked to", scheduler=self._addresses[index], reason=reason)
 
     def _serve_assets(self, dealer: DealerLink) -> None:
         for _ in range(MAX_MESSAGES_A_TURN):

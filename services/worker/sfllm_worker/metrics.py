@@ -9,6 +9,7 @@ from sfllm.messages import ModelCard
 from sfllm.metrics import TOKEN_COUNT_BUCKETS, TOKEN_LATENCY_BUCKETS, Metrics
 from sfllm_worker.engine.interface import EngineInterface, StepResult
 from sfllm_worker.graphs.figures import GraphFigures
+from sfllm_worker.structured.figures import GrammarFigures
 from sfllm_worker.telemetry import GpuTelemetry
 
 STEP_COST_PARTS = ("base", "prefill_token", "decode", "context_token")
@@ -64,6 +65,7 @@ class WorkerMetrics:
             "startup_seconds", "Duration of each phase of the start", (*labels, "phase")
         )
         self._graphs: _GraphMetrics | None = None
+        self._grammars: _GrammarMetrics | None = None
 
     def startup(self, phase: str, seconds: float) -> None:
         """How long one phase of the start took."""
@@ -99,6 +101,10 @@ class WorkerMetrics:
         """Show how steps reach the GPU."""
         self._graphs = _GraphMetrics(self._metrics, self._values, figures)
 
+    def watch_grammars(self, figures: GrammarFigures) -> None:
+        """Show what compiling grammars takes, and how many are found compiled."""
+        self._grammars = _GrammarMetrics(self._metrics, self._values, figures)
+
     def step(self, result: StepResult, seconds: float) -> None:
         """Account for a step."""
         self._preemptions.inc(result.preempted)
@@ -125,6 +131,8 @@ class WorkerMetrics:
         self._used_blocks.set(used_tokens // engine.kv_block_tokens)
         if self._graphs is not None:
             self._graphs.update()
+        if self._grammars is not None:
+            self._grammars.update()
 
 
 class _GraphMetrics:
@@ -158,3 +166,30 @@ class _GraphMetrics:
         self._eager.inc(now.eager_steps - seen.eager_steps)
         self._padding.inc(now.padding_rows - seen.padding_rows)
         self._seen = now
+
+
+class _GrammarMetrics:
+    """What became of the grammars that were asked for, as metrics."""
+
+    def __init__(self, metrics: Metrics, values: tuple[str, str], figures: GrammarFigures) -> None:
+        labels = ("model_name", "worker")
+        self._figures = figures
+        self._seen_asked = self._seen_found = 0
+        self._seconds = metrics.histogram(
+            "grammar_compile_seconds", "Duration of a grammar's compilation", TOKEN_LATENCY_BUCKETS, labels
+        ).labels(*values)
+        self._queries = metrics.counter(
+            "grammar_cache_queries_total", "Times that a sequence wanted a grammar", labels
+        ).labels(*values)
+        self._hits = metrics.counter(
+            "grammar_cache_hits_total", "Those whose grammar was there, or being compiled", labels
+        ).labels(*values)
+
+    def update(self) -> None:
+        """Count what came since the last time."""
+        asked, found = self._figures.asked, self._figures.found
+        self._queries.inc(asked - self._seen_asked)
+        self._hits.inc(found - self._seen_found)
+        self._seen_asked, self._seen_found = asked, found
+        while self._figures.compile_seconds:
+            self._seconds.observe(self._figures.compile_seconds.popleft())

@@ -89,6 +89,7 @@ def build(settings: WorkerSettings) -> Parts:
         token_seconds * step_tokens,
         phases,
         gpu=Gpu(_gpu_uuid(device), engine.figures) if device.type == "cuda" else None,
+        grammars=engine.grammar_figures,
     )
 
 

@@ -31,6 +31,7 @@ from sfllm_worker.graphs.staging import Staging
 from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.sampling.adjust import SamplingRow
 from sfllm_worker.sampling.logprobs import token_logprobs
+from sfllm_worker.structured.figures import GrammarFigures
 from sfllm_worker.structured.grammars import Grammars
 
 LONGEST_WAIT_SECONDS = 0.01
@@ -109,6 +110,11 @@ class Engine(PlannedEngine):
     def follows_grammars(self) -> bool:
         """Whether it can compile them."""
         return self._compiling is not None
+
+    @property
+    def grammar_figures(self) -> GrammarFigures | None:
+        """What it has compiled, None if it cannot."""
+        return None if self._grammars is None else self._grammars.figures
 
     @property
     def has_work(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from sfllm_worker.structured.constraint import WORD_BITS, Constraint, mask_words
+from sfllm_worker.structured.figures import GrammarFigures
 
 MAX_KEPT = 128
 """Compiled grammars that are kept. Each holds kilobytes to a few megabytes, by what was asked of it."""
@@ -38,14 +40,17 @@ class Grammars:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="grammar")
         self._tokenizer: Future[LLTokenizer] | None = None
         self._kept: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
+        self.figures = GrammarFigures()
 
     def compile(self, grammar: str) -> Future[LLMatcher]:
         """The matcher at the beginning of a text, which must be copied; or raises `GrammarError` there."""
         found = self._kept.get(grammar)
+        self.figures.asked += 1
+        self.figures.found += found is not None
         if found is None:
             if self._tokenizer is None:
                 self._tokenizer = self._threads.submit(self._read_tokenizer)
-            found = self._kept[grammar] = self._threads.submit(_compile, self._tokenizer, grammar)
+            found = self._kept[grammar] = self._threads.submit(self._compile, self._tokenizer, grammar)
             if len(self._kept) > MAX_KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(grammar)
@@ -66,18 +71,19 @@ class Grammars:
         size = mask_words(self._vocab_size) * WORD_BITS
         return LLTokenizer(self._tokenizer_json, n_vocab=size, eos_token=self._eos_token_ids)
 
-
-def _compile(tokenizer: Future[LLTokenizer], grammar: str) -> LLMatcher:
-    # The task that reads the tokenizer was submitted before, so a thread has it already.
-    try:
-        vocabulary = tokenizer.result()
-    except Exception as error:
-        raise GrammarError(f"the model's tokenizer cannot be followed by a grammar: {error}") from error
-    limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
-    matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
-    if matcher.is_error():
-        raise GrammarError(matcher.get_error().strip())
-    return matcher
+    def _compile(self, tokenizer: Future[LLTokenizer], grammar: str) -> LLMatcher:
+        # The task that reads the tokenizer was submitted before, so a thread has it already.
+        try:
+            vocabulary = tokenizer.result()
+        except Exception as error:
+            raise GrammarError(f"the model's tokenizer cannot be followed by a grammar: {error}") from error
+        limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+        began = time.monotonic()
+        matcher = LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
+        self.figures.compile_seconds.append(time.monotonic() - began)
+        if matcher.is_error():
+            raise GrammarError(matcher.get_error().strip())
+        return matcher
 
 
 def begin(matcher: LLMatcher, generated: Sequence[int]) -> Constraint:
