@@ -142,4 +142,5 @@ def test_newer_processes_harm_no_stream_of_older_ones_and_say_what_they_wait_for
     services.start("scheduler", "scheduler", newer=True)
     services.wait("newer gateway", lambda seen: seen[0] == 200)
     services.wait("newer worker", lambda seen: seen[0] == 200)
-    services.wait("gateway", lambda seen: seen == (503, f"{OLD_MEETS_NEW}: upgrade one"))
+    for name in ("worker", "gateway"):
+        services.wait(name, lambda seen: seen == (503, f"{OLD_MEETS_NEW}: upgrade one"))
