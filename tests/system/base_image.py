@@ -32,14 +32,21 @@ def make_base_image(engine: Engine, directory: Path) -> str:
 
     It stands in for the images of nginx, Prometheus and Alertmanager as well, which only a registry has.
     """
-    return _import_debian(engine, directory, NAME, (*_PYTHON, *_COMPANIONS))
+    # Its own image calls it so.
+    alertmanager = '--customize-hook=ln -s prometheus-alertmanager "$1"/usr/bin/alertmanager'
+    return _import_debian(engine, directory, NAME, (*_PYTHON, *_COMPANIONS), alertmanager)
 
 
 def make_slim_image(engine: Engine, directory: Path) -> str:
     """The same with Python alone, and without what Debian's own slim images leave out."""
     left_out = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in _DOCUMENTATION]
-    indexes = '--customize-hook=rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*'
-    return _import_debian(engine, directory, SLIM_NAME, _PYTHON, *left_out, indexes)
+    # mmdebstrap merges /usr with a script in Perl, which has done its work.
+    perl = "usrmerge 'perl-modules-5*' 'libperl5*'"
+    hooks = (
+        f'--customize-hook=chroot "$1" apt-get purge --yes {perl}',
+        '--customize-hook=rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*',
+    )
+    return _import_debian(engine, directory, SLIM_NAME, _PYTHON, *left_out, *hooks)
 
 
 def _import_debian(
@@ -56,8 +63,6 @@ def _import_debian(
         # A machine behind a proxy trusts its certificate; so must pip in the image.
         f"--customize-hook=copy-in {_CERTIFICATES} /etc/ssl/certs",
         f"--customize-hook=copy-in {pip_conf} /etc",
-        # It has done its work, and brings a whole perl.
-        '--customize-hook=chroot "$1" apt-get purge --yes --auto-remove usrmerge',
         *(*options, "bookworm", str(rootfs)),
     ]
     made = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
