@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,38 @@ def test_keda_scales_workers_by_queue_and_kv_cache_of_their_model() -> None:
     ]
     assert [trigger["metricType"] for trigger in scaled["triggers"]] == ["AverageValue", "Value"]
     assert [trigger["metadata"]["threshold"] for trigger in scaled["triggers"]] == ["64", "0.8"]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="NO QUERY WAS ASKED: there is no promtool")
+def test_the_queries_of_keda_count_what_is_of_their_model_and_namespace(tmp_path: Path) -> None:
+    scaled = find(render(EVERYTHING), "ScaledObject", "llm-sfllm-worker-qwen3-06b")["spec"]
+    own = 'namespace="serving", model_name="qwen3-0.6b"'
+    series = {
+        f"sfllm:num_requests_running{{{own}}}": 40,
+        f"sfllm:num_requests_waiting{{{own}}}": 7,
+        f'sfllm:kv_cache_usage_perc{{{own}, worker="a"}}': 0.9,
+        f'sfllm:kv_cache_usage_perc{{{own}, worker="b"}}': 0.5,
+        'sfllm:num_requests_running{namespace="serving", model_name="llama-3.1-8b"}': 1000,
+        'sfllm:kv_cache_usage_perc{namespace="other", model_name="qwen3-0.6b"}': 1,
+    }
+    queries = [trigger["metadata"]["query"] for trigger in scaled["triggers"]]
+    scenario = {
+        "tests": [
+            {
+                "interval": "15s",
+                "input_series": [{"series": name, "values": str(value)} for name, value in series.items()],
+                "promql_expr_test": [
+                    {"expr": query, "eval_time": "0s", "exp_samples": [{"labels": "{}", "value": value}]}
+                    for query, value in zip(queries, (47, 0.7), strict=True)
+                ],
+            }
+        ]
+    }
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump(scenario))
+    command = ["promtool", "test", "rules", str(file)]
+    told = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 0, told.stdout + told.stderr
 
 
 def test_without_keda_the_cluster_scales_by_the_metrics_that_the_adapter_makes() -> None:
