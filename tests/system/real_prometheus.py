@@ -50,15 +50,16 @@ def prometheus(
     targets: Mapping[str, Sequence[str]],
     rules: Path = PROMETHEUS / "rules",
     alertmanager: str | None = None,
+    deployed: str = "prometheus.yaml",
 ) -> Iterator[Prometheus]:
-    """Run one with the compose stack's configuration; `targets` has the addresses of each job.
+    """Run one with a `deployed` configuration; `targets` has the addresses of each job.
 
     `rules` is the folder of its rules, `alertmanager` the `host:port` that it sends alerts to.
     """
     program = shutil.which("prometheus")
     assert program is not None
     configuration = directory / "prometheus.yaml"
-    configuration.write_text(yaml.safe_dump(_configuration(targets, rules, alertmanager)))
+    configuration.write_text(yaml.safe_dump(_configuration(targets, rules, alertmanager, deployed)))
     (port,) = free_ports(1)
     command = [
         *(program, f"--config.file={configuration}", f"--storage.tsdb.path={directory / 'data'}"),
@@ -78,15 +79,17 @@ def prometheus(
 
 
 def _configuration(
-    targets: Mapping[str, Sequence[str]], rules: Path, alertmanager: str | None
+    targets: Mapping[str, Sequence[str]], rules: Path, alertmanager: str | None, deployed: str
 ) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((PROMETHEUS / "prometheus.yaml").read_text())
-    found["global"] = {"scrape_interval": SCRAPE_INTERVAL, "evaluation_interval": SCRAPE_INTERVAL}
-    assert found["rule_files"] == ["rules/*.yaml"]
-    found["rule_files"] = [str(rules / "*.yaml")]
-    (receiver,) = found["alerting"]["alertmanagers"]
-    del receiver["dns_sd_configs"]
-    receiver["static_configs"] = [{"targets": [alertmanager] if alertmanager else []}]
+    found: dict[str, Any] = yaml.safe_load((PROMETHEUS / deployed).read_text())
+    found["global"] = {"scrape_interval": SCRAPE_INTERVAL}
+    if "rule_files" in found:
+        found["global"]["evaluation_interval"] = SCRAPE_INTERVAL
+        assert found["rule_files"] == ["rules/*.yaml"]
+        found["rule_files"] = [str(rules / "*.yaml")]
+        (receiver,) = found["alerting"]["alertmanagers"]
+        del receiver["dns_sd_configs"]
+        receiver["static_configs"] = [{"targets": [alertmanager] if alertmanager else []}]
     assert {job["job_name"] for job in found["scrape_configs"]} == set(targets)
     for job in found["scrape_configs"]:
         del job["dns_sd_configs"]
