@@ -132,8 +132,8 @@ def test_one_service_or_model_can_run_another_version_than_the_rest() -> None:
     assert images == {
         "llm-sfllm-gateway": "registry.example.com/llm/sfllm-gateway:2.0",
         "llm-sfllm-scheduler": "registry.example.com/llm/sfllm-scheduler:0.1.0",
-        "llm-sfllm-worker-qwen3-06b": "registry.example.com/llm/sfllm-worker:3.0",
-        "llm-sfllm-worker-llama-8b": "registry.example.com/llm/sfllm-worker:0.1.0",
+        "llm-sfllm-worker-qwen3-06b": "registry.example.com/llm/sfllm-worker-cuda:3.0",
+        "llm-sfllm-worker-llama-8b": "registry.example.com/llm/sfllm-worker-cuda:0.1.0",
     }
 
 
@@ -238,3 +238,9 @@ def test_a_service_can_lead_to_the_gateways_of_another_release() -> None:
     service = find(render({"gateway": {"service": {"instance": "next"}}}), "Service", "llm-sfllm-gateway")
     (chosen,) = [pod for pod in pods(other).values() if matches(service["spec"]["selector"], pod)]
     assert container(chosen)["name"] == "gateway"
+
+
+def test_workers_with_and_without_gpus_have_images_of_their_own() -> None:
+    found = pods(render(EXAMPLES["adapter"]))
+    images = [container(found[f"llm-sfllm-worker-{name}"])["image"] for name in ("qwen3-06b", "smollm2")]
+    assert images == [f"registry.example.com/llm/sfllm-worker{kind}:0.1.0" for kind in ("-cuda", "")]
