@@ -12,6 +12,7 @@ from sfllm.bands import band_end
 from sfllm.metrics import REQUEST_LATENCY_BUCKETS, Metrics
 from sfllm.traceparent import log_fields
 from sfllm_scheduler.core.events import Field, Record
+from sfllm_scheduler.core.leases import CRASHES
 from sfllm_scheduler.core.state import State
 
 log = structlog.get_logger()
@@ -61,6 +62,11 @@ class Observer:
             "request_migrations_total", "Attempts that were interrupted and may go on elsewhere.", ["cause"]
         )
         self._losses = metrics.counter("worker_losses_total", "Workers that went away.", ["cause"])
+        for cause in (
+            *sorted(CRASHES),
+            "drain",
+        ):  # from 0 on, so that the first one is an increase to Prometheus
+            self._losses.labels(cause)
         self._refused = metrics.counter(
             "worker_refusals_total", "Workers sent away, as others serve another model by that name."
         )
@@ -78,6 +84,8 @@ class Observer:
         self._malformed = metrics.counter(
             "malformed_messages_total", "Messages that were not what the link allows.", ["link"]
         )
+        for link in ("gateway", "worker"):
+            self._malformed.labels(link)
         self._dropped = metrics.counter("stale_messages_total", "Late messages of workers, dropped.")
         self._spread = metrics.histogram(
             "batch_length_spread", "Longest over shortest prompt in a granted cohort.", SPREAD_BUCKETS
