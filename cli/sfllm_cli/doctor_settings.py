@@ -31,6 +31,9 @@ class DoctorSettings(Settings, frozen=True, kw_only=True):
             extra=SECRET,
         ),
     ] = None
+    api_key_file: Annotated[
+        str | None, Meta(description="the gateway's file of API keys, to look at it as well")
+    ] = None
     json: Annotated[str | None, Meta(description="file to write the findings to; - for standard output")] = (
         None
     )

@@ -13,6 +13,7 @@ from sfllm_cli.doctor.evidence import Evidence
 from sfllm_cli.doctor.findings import Finding, exit_code
 from sfllm_cli.doctor.gather import gather
 from sfllm_cli.doctor.gpu_checks import check_gpus
+from sfllm_cli.doctor.key_checks import check_keys
 from sfllm_cli.doctor.link_checks import check_links
 from sfllm_cli.doctor.load_checks import check_load
 from sfllm_cli.doctor.machine_checks import check_machine
@@ -50,6 +51,7 @@ def examine(evidence: Evidence) -> list[Finding]:
     """All checks, in the order in which one would mend: what is missing first."""
     return [
         *check_api(evidence),
+        *check_keys(evidence),
         *check_processes(evidence),
         *check_links(evidence),
         *check_fleet(evidence),

@@ -14,6 +14,7 @@ import psutil
 
 from sfllm_cli.doctor.certificate import is_loopback, read_certificate
 from sfllm_cli.doctor.evidence import Api, Evidence, Process
+from sfllm_cli.doctor.key_files import read_api_keys
 from sfllm_cli.doctor.machine import look_around
 from sfllm_cli.doctor.probe import Answer, ask
 from sfllm_cli.doctor.samples import Samples, read_samples
@@ -41,7 +42,13 @@ async def gather(settings: DoctorSettings) -> Evidence:
     hosts = {urlsplit(name).hostname or "" for name in (url, *(f"//{item}" for item in settings.admin))}
     here = [await _is_here(host) for host in hosts]
     machine = await asyncio.to_thread(look_around, os.environ) if any(here) else None
-    return Evidence(api._replace(process=again[0]), tuple(again[1:]), machine, elsewhere=not all(here))
+    return Evidence(
+        api._replace(process=again[0]),
+        tuple(again[1:]),
+        machine,
+        elsewhere=not all(here),
+        api_keys=read_api_keys(settings.api_key_file) if settings.api_key_file else None,
+    )
 
 
 async def _process(session: aiohttp.ClientSession, url: str) -> Process:
