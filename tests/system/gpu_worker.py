@@ -13,6 +13,7 @@ from sfllm_worker.engine.planner import Limits
 from sfllm_worker.graphs.figures import GraphFigures
 from sfllm_worker.metrics import WorkerMetrics
 from sfllm_worker.mock.engine import MockEngine
+from sfllm_worker.structured.figures import GrammarFigures
 from sfllm_worker.telemetry import GpuTelemetry
 
 
@@ -30,6 +31,8 @@ class GpuWorker:
         assert telemetry is not None
         self._metrics.watch_gpu(telemetry)
         self._metrics.watch_graphs(self._figures)
+        self._grammars = GrammarFigures()
+        self._metrics.watch_grammars(self._grammars)
         self._admin = AdminServer("127.0.0.1", 0, registry, lambda: None)
         self.port = self._admin.port
 
@@ -38,6 +41,9 @@ class GpuWorker:
         self._figures.replays += 9
         self._figures.eager_steps += 1
         self._figures.padding_rows += 4
+        self._grammars.asked += 3
+        self._grammars.found += 2
+        self._grammars.compile_seconds.append(0.01)
         self._metrics.state(self._engine)
 
     def close(self) -> None:

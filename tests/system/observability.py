@@ -72,13 +72,17 @@ class Query(NamedTuple):
 
 def queries(dashboard: dict[str, Any]) -> Iterator[Query]:
     """Every expression of a dashboard, with its variables as they are when all is chosen."""
+    for annotation in dashboard["annotations"]["list"]:
+        yield Query(annotation["name"], _filled(annotation["expr"]))
     for panel in dashboard["panels"]:
         for target in panel.get("targets", ()):
             yield Query(panel["title"], _filled(target["expr"]))
 
 
 def _filled(expression: str) -> str:
-    return re.sub(r"\$(namespace|model|worker)\b", ".*", expression.replace("$__rate_interval", "20s"))
+    return re.sub(
+        r"\$(namespace|model|worker|instance)\b", ".*", expression.replace("$__rate_interval", "20s")
+    )
 
 
 class Selector(NamedTuple):

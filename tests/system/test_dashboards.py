@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 import zmq
 from chaos.ask import ask
-from chaos.fleet import Fleet
+from chaos.fleet import Fleet, eventually
 from chaos.http_client import Address, BrokenConnectionError, Connection
 from chaos.layout import FleetOptions
 from chaos.metrics import read
@@ -28,6 +28,7 @@ CLIENTS = 14
 LOAD_SECONDS = 90.0
 """At most: the load ends when every query has an answer."""
 
+COUNTED = "sfllm:worker_losses_total and on () sfllm:malformed_messages_total"
 DESERVED = {"SfllmWorkerLost", "SfllmMalformedMessages"}
 """Alerts about what the test does to the services."""
 
@@ -72,6 +73,8 @@ async def _observe(directory: Path) -> Seen:
                     address = fleet.urls[f"gateway-{number % 2}"]
                     group.create_task(_client(address, number, stopping))
                 try:
+                    # What is counted before it was first looked at is no increase to Prometheus.
+                    assert await eventually(lambda: asyncio.to_thread(server.has_data, COUNTED), 60)
                     await _misfortune(fleet)
                     empty = await _unanswered(server)
                 finally:

@@ -32,6 +32,7 @@ def check(*command: str | Path) -> None:
 @pytest.mark.system
 def test_promtool_accepts_the_configuration_and_its_rules(promtool: str) -> None:
     check(promtool, "check", "config", PROMETHEUS / "prometheus.yaml")
+    check(promtool, "check", "config", PROMETHEUS / "prometheus-vllm.yaml")
 
 
 @pytest.mark.system
@@ -67,7 +68,7 @@ def test_every_alert_says_how_bad_it_is_and_leads_to_its_page_of_the_runbook(ale
     assert anchor in _anchors()
     assert anchor == alert.lower()
     section = RUNBOOK.read_text().partition(f"### {alert}\n")[2].partition("\n#")[0]
-    for part in ("**Means**", "**Likely**", "**Look at**", "**Do**"):
+    for part in ("**Means**", "**Users**", "**Likely**", "**Look at**", "**Do**"):
         assert part in section, f"{alert}: the runbook does not say {part}"
 
 
