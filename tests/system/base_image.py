@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.server
 import json
 import re
@@ -52,23 +53,30 @@ def make_slim_image(engine: Engine, directory: Path) -> str:
 def _import_debian(
     engine: Engine, directory: Path, name: str, packages: tuple[str, ...], *options: str
 ) -> str:
+    pip_conf = f"[global]\ncert = {_CERTIFICATES}\n"
+    options = (
+        *("--variant=minbase", f"--include={','.join(packages)}"),
+        # A machine behind a proxy trusts its certificate; so must pip in the image.
+        f"--customize-hook=copy-in {_CERTIFICATES} /etc/ssl/certs",
+        f"--customize-hook=copy-in {directory}/pip.conf /etc",
+        *options,
+    )
+    # An engine that has the image keeps it, and with it the layers that were built on it.
+    recipe = repr((options, pip_conf, Path(_CERTIFICATES).read_text())).replace(str(directory), "")
+    label = f"sfllm.recipe={hashlib.sha256(recipe.encode()).hexdigest()}"
+    if engine.run("images", "--quiet", "--filter", f"label={label}", name).stdout.strip():
+        return name
     if shutil.which("mmdebstrap") is None:
         raise EngineUnavailableError(
             "there is no mmdebstrap to make a base image with (apt install mmdebstrap)"
         )
-    rootfs, pip_conf = directory / "rootfs.tar", directory / "pip.conf"
-    pip_conf.write_text(f"[global]\ncert = {_CERTIFICATES}\n")
-    command = [
-        *("mmdebstrap", "--variant=minbase", f"--include={','.join(packages)}"),
-        # A machine behind a proxy trusts its certificate; so must pip in the image.
-        f"--customize-hook=copy-in {_CERTIFICATES} /etc/ssl/certs",
-        f"--customize-hook=copy-in {pip_conf} /etc",
-        *(*options, "bookworm", str(rootfs)),
-    ]
+    (directory / "pip.conf").write_text(pip_conf)
+    rootfs = directory / "rootfs.tar"
+    command = ["mmdebstrap", *options, "bookworm", str(rootfs)]
     made = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if made.returncode != 0:
         raise EngineUnavailableError(f"mmdebstrap cannot make a base image:\n{made.stderr[-1500:]}")
-    engine.run("import", str(rootfs), name, seconds=300)
+    engine.run("import", "--change", f"LABEL {label}", str(rootfs), name, seconds=300)
     rootfs.unlink()
     return name
 

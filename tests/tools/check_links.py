@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SKIPPED = {".git", ".venv", ".venv-clients", "node_modules", "build", "dist", ".pytest_cache"}
+SKIPPED = {".git", ".venv", ".venv-clients", ".venv-images", "node_modules", "build", "dist", ".pytest_cache"}
 
 _LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(<?([^)\s>]+)>?(?:\s+\"[^\"]*\")?\)")
 _HEADING = re.compile(r"^#{1,6}\s+(.+?)\s*#*$")
