@@ -1,7 +1,7 @@
 """sfllm on two hosts, by the files in deploy/compose: all but two of the workers on host a, those on host b.
 
-Beside it runs a fleet of the same shape without keys, whose workers are faster: it shows what somebody on
-the network could read, and what every request's answer is when nothing disturbs it.
+Beside it runs a plain fleet, started without compose, whose only worker is on host b and fast: it shows what
+every request's answer is when nothing disturbs it, and what somebody on the network can read.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ async def is_ready(gateway: Address) -> bool:
 
 @contextmanager
 def host_stacks(hosts: TwoHosts) -> Iterator[HostStacks]:
-    """Everything up: a worker on host a, two on host b, and the fleet without keys."""
+    """Everything up: a worker on host a, two on host b, and the plain fleet."""
     stacks = HostStacks(hosts, _scheduler_side(hosts.a), _worker_side(hosts))
     with ExitStack() as running:
         running.enter_context(until_down(stacks.a))

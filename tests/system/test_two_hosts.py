@@ -1,4 +1,4 @@
-"""Two engines in two network namespaces: workers join over CURVE, nobody reads along, partitions heal."""
+"""Engines in two network namespaces: workers join over TCP, streams outlast cuts, losses and restarts."""
 
 from __future__ import annotations
 
@@ -123,12 +123,8 @@ async def test_workers_of_another_host_join_and_serve(stacks: HostStacks) -> Non
     assert all(tokens > 0 for tokens in stacks.tokens_of_remote_workers())
 
 
-async def test_nobody_on_the_network_reads_prompts_or_answers(stacks: HostStacks) -> None:
-    before = sum(stacks.tokens_of_remote_workers())
-    heard, answers = await listen(stacks, GATEWAY)
-    assert sum(stacks.tokens_of_remote_workers()) > before
-    assert [heard.knows(text) for text in (SECRET, *answers)] == [[]] * (1 + SECRETS)
-    # The same look finds all of it where links are open, so that it would have found it above.
+async def test_whoever_is_on_the_network_reads_prompts_and_answers_of_open_links(stacks: HostStacks) -> None:
+    """This is why their ports are for private networks only."""
     heard, answers = await listen(stacks, PLAIN_GATEWAY)
     assert heard.knows(SECRET) == ["token ids", "prompts"]
     assert [heard.knows(answer) for answer in answers] == [["answers"]] * SECRETS
