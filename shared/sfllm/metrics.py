@@ -53,6 +53,12 @@ class Metrics:
         """A distribution over `buckets`."""
         return Histogram(self._prefix + name, text, labels, buckets=buckets, registry=self._registry)
 
+    def links(self, *, encrypted: bool) -> None:
+        """What every service tells of its links. Once for a registry."""
+        self.gauge("links_encrypted", "1 if links between services are encrypted and know their peers").set(
+            encrypted
+        )
+
     def render(self) -> bytes:
         """The exposition text that `GET /metrics` answers with."""
         return generate_latest(self._registry)

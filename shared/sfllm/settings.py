@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -29,6 +30,16 @@ class CommonSettings(Settings, frozen=True, kw_only=True):
     metrics_prefix: Annotated[
         str, Meta(pattern="^[a-zA-Z_][a-zA-Z0-9_:]*$", description="prefix of metric names")
     ] = "sfllm:"
+    link_keys: Annotated[
+        str | None,
+        Meta(
+            description="file of this process's keys for the links between the services, made by "
+            "`sfllm keys links`; without it links are neither encrypted nor do they know their peers"
+        ),
+    ] = None
+    insecure_links: Annotated[
+        bool, Meta(description="let links without keys go beyond this machine, as in a private network")
+    ] = False
     otlp_endpoint: Annotated[
         Annotated[str, Meta(pattern=r"^https?://[^/]")] | None,
         Meta(
@@ -67,6 +78,9 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True):
             "read again when it changes; without any key everyone is let in"
         ),
     ] = None
+    allow_anonymous: Annotated[
+        bool, Meta(description="let everyone use the API beyond this machine without a key")
+    ] = False
     tool_call_parser: Annotated[
         Literal["auto", "hermes", "llama3", "mistral", "none"],
         Meta(
@@ -137,10 +151,17 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True):
     ] = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse lists of addresses that do not fit together, and half of what TLS needs."""
+        """Refuse addresses that do not fit together, half of what TLS needs, and doors that nobody keeps."""
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError("--tls-cert-file and --tls-key-file need each other")
         _check_addresses(gateway_address=self.gateway_address, asset_address=self.asset_address)
+        _check_links(self, self.gateway_address, self.asset_address)
+        anonymous = not self.api_key and self.api_key_file is None
+        if anonymous and not self.allow_anonymous and not is_loopback(self.host):
+            raise ValueError(
+                f"--host {self.host} lets everyone who reaches it use the API: give --api-key-file, "
+                "made by `sfllm keys add`, or say --allow-anonymous"
+            )
 
 
 class SchedulerSettings(CommonSettings, frozen=True, kw_only=True):
@@ -208,6 +229,10 @@ class SchedulerSettings(CommonSettings, frozen=True, kw_only=True):
     record_max_bytes: Annotated[
         int, Meta(ge=2**16, description="recording ends when the file has so much")
     ] = 2**30
+
+    def __post_init__(self) -> None:
+        """Refuse links beyond this machine without keys."""
+        _check_links(self, (self.gateway_address, self.worker_address, self.asset_address))
 
 
 class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
@@ -360,8 +385,9 @@ class WorkerSettings(CommonSettings, frozen=True, kw_only=True):
     ] = "crash"
 
     def __post_init__(self) -> None:
-        """Refuse lists of addresses that do not fit together."""
+        """Refuse lists of addresses that do not fit together, and links beyond this machine without keys."""
         _check_addresses(worker_address=self.worker_address, asset_address=self.asset_address)
+        _check_links(self, self.worker_address, self.asset_address)
 
 
 def _check_addresses(**lists: Sequence[str]) -> None:
@@ -373,3 +399,29 @@ def _check_addresses(**lists: Sequence[str]) -> None:
     if len({len(addresses) for addresses in lists.values()}) > 1:
         found = " and ".join(f"{flags[name]} has {len(addresses)}" for name, addresses in lists.items())
         raise ValueError(f"{found}: each scheduler needs an address in both")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address: 127.0.0.0/8, ::1 or localhost."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_local(address: str) -> bool:
+    """Whether a ZeroMQ address stays on this machine."""
+    transport, _, rest = address.partition("://")
+    return transport != "tcp" or is_loopback(rest.rpartition(":")[0])
+
+
+def _check_links(settings: CommonSettings, *lists: Sequence[str]) -> None:
+    """Links beyond this machine must have keys, unless somebody says that they need none."""
+    if settings.link_keys is not None or settings.insecure_links:
+        return
+    for address in (address for addresses in lists for address in addresses):
+        if not _is_local(address):
+            raise ValueError(
+                f"{address} is beyond this machine: give --link-keys, made by `sfllm keys links`, "
+                "or say --insecure-links"
+            )

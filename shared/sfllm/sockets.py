@@ -17,6 +17,8 @@ from collections import deque
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from sfllm.link_keys import ClientKeys
+
 MAX_MESSAGE_BYTES = 32 * 2**20
 """A larger message ends the connection: no peer can make a service allocate without bound."""
 
@@ -40,6 +42,12 @@ _RCVMORE = int(zmq.RCVMORE)
 _EVENTS = int(zmq.EVENTS)
 _POLLIN = int(zmq.POLLIN)
 _CONNECTION_EVENTS = int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+_REFUSALS: dict[int, str] = {
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "the scheduler does not know this process's key",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "one side of the link has keys and the other has none or others",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the scheduler ended the handshake: it may have another key",
+}
+_REFUSAL_EVENTS = int(sum(_REFUSALS))
 
 
 class OutboxFullError(Exception):
@@ -88,7 +96,8 @@ class DealerLink:
     What is sent while the connection is down leaves when it is back, up to a high-water mark; epochs, leases
     and attempts make it harmless then. ZMQ_IMMEDIATE would refuse it, but with that option libzmq (4.3.5)
     drops what was received and not yet read when a connection ends, and aborts the process when that was
-    the middle of a message. A link that is `watched` tells whether the connection is lost.
+    the middle of a message. A link that is `watched` tells whether the connection is lost, one that is
+    `explained` why there is none; the owner must ask now and then, or the news fill up their queue.
     """
 
     def __init__(
@@ -97,14 +106,22 @@ class DealerLink:
         address: str,
         identity: bytes,
         watched: bool = False,
+        explained: bool = True,
+        keys: ClientKeys | None = None,
     ) -> None:
         self.socket = context.socket(zmq.DEALER)
         _bound(self.socket)
+        if keys is not None:
+            self.socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+            self.socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+            self.socket.setsockopt(zmq.CURVE_SERVERKEY, keys.scheduler)
         self.socket.setsockopt(zmq.ROUTING_ID, identity)
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self.socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MILLISECONDS)
-        self._monitor = self.socket.get_monitor_socket(_CONNECTION_EVENTS) if watched else None
+        events = (_CONNECTION_EVENTS if watched else 0) | (_REFUSAL_EVENTS if explained else 0)
+        self._monitor = self.socket.get_monitor_socket(events) if events else None
+        self._watched, self._refusal = watched, ""
         self.socket.connect(address)
         self._outbox = Outbox()
         self._lost_at: float | None = None
@@ -117,15 +134,30 @@ class DealerLink:
         To be called often where the link is `watched`, or the news fill up their queue, and not otherwise.
         `now` is in seconds on a clock that never goes back; the count begins with the call that notices.
         """
-        assert self._monitor is not None, "the link is not watched"
-        while self._monitor.poll(0):
+        assert self._watched, "the link is not watched"
+        self._take_news(now)
+        return 0.0 if self._lost_at is None else now - self._lost_at
+
+    def refusal(self, now: float) -> str:
+        """Why the scheduler let this process not in, if it was refused since the last call; else nothing.
+
+        To be asked now and then while there is no connection, as `seconds_lost`.
+        """
+        self._take_news(now)
+        refusal, self._refusal = self._refusal, ""
+        return refusal
+
+    def _take_news(self, now: float) -> None:
+        while self._monitor is not None and self._monitor.poll(0):
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
+            if event in _REFUSALS:
+                self._refusal = _REFUSALS[event]
+                continue
             self.is_up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if self.is_up:
                 self._lost_at = None
             elif self._lost_at is None:
                 self._lost_at = now
-        return 0.0 if self._lost_at is None else now - self._lost_at
 
     def send(self, message: bytes) -> None:
         """Send now, or later in order. Raises `OutboxFullError`."""
@@ -169,12 +201,23 @@ class DealerLink:
 class RouterLink:
     """The binding side of many connections. Owns its socket and one outbox a peer until `close`.
 
-    Raises zmq.ZMQError when the address cannot be bound.
+    With a `secret` peers must know its public key, and the authenticator of the context must let them into
+    the `domain`. Raises zmq.ZMQError when the address cannot be bound.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        secret: bytes | None = None,
+        domain: str = "",
+    ) -> None:
         self.socket = context.socket(zmq.ROUTER)
         _bound(self.socket)
+        if secret is not None:
+            self.socket.setsockopt(zmq.CURVE_SERVER, 1)
+            self.socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
+            self.socket.setsockopt_string(zmq.ZAP_DOMAIN, domain)
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         try:
@@ -182,12 +225,21 @@ class RouterLink:
         except zmq.ZMQError:
             self.socket.close(linger=0)  # or the context could never end
             raise
+        self._monitor = self.socket.get_monitor_socket(_REFUSAL_EVENTS)
         self._outboxes: dict[bytes, Outbox] = {}
 
     @property
     def address(self) -> str:
         """Where it is bound, with the port that was chosen for a wildcard."""
         return self.socket.getsockopt_string(zmq.LAST_ENDPOINT)
+
+    def take_refused(self) -> int:
+        """How many connections were refused since the last call: for keys that are missing or not known."""
+        refused = 0
+        while self._monitor.poll(0):
+            recv_monitor_message(self._monitor, zmq.NOBLOCK)
+            refused += 1
+        return refused
 
     def send(self, peer: bytes, message: bytes) -> None:
         """Send now, or later in order. Raises `PeerUnreachableError` or `OutboxFullError`."""
@@ -227,6 +279,8 @@ class RouterLink:
 
     def close(self) -> None:
         """Give queued messages a short while to leave, then close."""
+        self.socket.disable_monitor()
+        self._monitor.close(linger=0)
         self.socket.close(linger=LINGER_MILLISECONDS)
 
     def _try_send(self, peer: bytes, message: bytes) -> bool:

@@ -11,6 +11,7 @@ import zmq
 
 from sfllm import wire
 from sfllm.asset_pull import AssetError, AssetPull
+from sfllm.link_keys import ClientKeys
 from sfllm.messages import ASSETS, Asset, AssetChunk
 from sfllm.sockets import DealerLink
 
@@ -24,9 +25,13 @@ class AssetLinks:
     """A link to each scheduler of `addresses`. Owns the sockets until `close`; lives on one event loop."""
 
     def __init__(
-        self, context: zmq.Context[zmq.Socket[bytes]], addresses: Sequence[str], identity: bytes
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        addresses: Sequence[str],
+        identity: bytes,
+        keys: ClientKeys | None = None,
     ) -> None:
-        self._links = [AssetLink(context, address, identity) for address in addresses]
+        self._links = [AssetLink(context, address, identity, keys) for address in addresses]
 
     async def pull(self, asset: Asset, holders: Sequence[int]) -> bytes:
         """The content, its hash checked, from one of the schedulers that should have it, or else from any.
@@ -50,8 +55,14 @@ class AssetLinks:
 class AssetLink:
     """Pulls one asset at a time. Owns its socket until `close`; lives on one event loop."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, identity: bytes) -> None:
-        self._dealer = DealerLink(context, address, identity)
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        address: str,
+        identity: bytes,
+        keys: ClientKeys | None = None,
+    ) -> None:
+        self._dealer = DealerLink(context, address, identity, explained=False, keys=keys)
         self._decode = wire.decoder(ASSETS)
         self._lock = asyncio.Lock()
         self._arrived = asyncio.Event()

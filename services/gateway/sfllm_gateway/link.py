@@ -13,12 +13,14 @@ import structlog
 import zmq
 
 from sfllm import wire
+from sfllm.link_keys import ClientKeys
 from sfllm.messages import SCHEDULER_TO_GATEWAY, GatewayHello, Message
 from sfllm.sockets import DealerLink
 from sfllm_gateway.stream import Outgoing
 from sfllm_gateway.streams import ClearOutbox
 
 MESSAGES_PER_DRAIN = 256
+REFUSAL_LOG_SECONDS = 10.0
 
 Take = Callable[[Message, Sequence[wire.Array]], None]
 
@@ -40,12 +42,14 @@ class SchedulerLink:
         take: Take,
         on_drained: Callable[[], None],
         watched: bool,
+        keys: ClientKeys | None = None,
     ) -> None:
         self._address = address
         self._take = take
         self._on_drained = on_drained
-        self._dealer = DealerLink(context, address, identity, watched)
+        self._dealer = DealerLink(context, address, identity, watched, keys=keys)
         self._watched = watched
+        self._next_refusal_log = 0.0
         self._hello_sent = False
         self.other_version = ""
         """Why nothing that this scheduler sends can be read, if it speaks another version of the protocol."""
@@ -76,6 +80,14 @@ class SchedulerLink:
         waits = self._watched and self._hello_sent and not self._dealer.is_up
         self._hello_sent = not self._dealer.is_up
         return waits
+
+    def explain(self, now: float) -> None:
+        """Say why the scheduler does not let this gateway in, if it was refused, and now and then again."""
+        refusal = self._dealer.refusal(now)
+        if not refusal or now < self._next_refusal_log:
+            return
+        self._next_refusal_log = now + REFUSAL_LOG_SECONDS
+        log.warning("refused by the scheduler", address=self._address, reason=refusal)
 
     def seconds_lost(self, now: float) -> float:
         """As `DealerLink.seconds_lost`."""

@@ -15,6 +15,7 @@ import structlog
 import zmq
 
 from sfllm import wire
+from sfllm.link_keys import ClientKeys
 from sfllm.messages import Asset, Message, ModelState
 from sfllm.sockets import RECONNECT_SECONDS, OutboxFullError
 from sfllm_gateway.link import SchedulerLink
@@ -41,6 +42,7 @@ class SchedulerLinks:
         on_models: Callable[[Sequence[ModelState]], None],
         on_change: Callable[[], None],
         max_attempts: int,
+        keys: ClientKeys | None = None,
     ) -> None:
         self._on_change = on_change
         self._connected = 0
@@ -51,6 +53,7 @@ class SchedulerLinks:
             SchedulerLink(
                 *(context, address, identity, partial(self._take, index), self._send),
                 watched=len(addresses) > 1,
+                keys=keys,
             )
             for index, address in enumerate(addresses)
         ]
@@ -132,6 +135,8 @@ class SchedulerLinks:
         for link in self._links:  # after a pause of this process, silence is judged by what waits in sockets
             link.take_waiting()
         now = time.monotonic()
+        for link in self._links:
+            link.explain(now)
         if len(self._links) > 1:
             for index, link in enumerate(self._links):
                 if link.seconds_lost(now) >= RECONNECT_SECONDS:

@@ -6,6 +6,7 @@ import structlog
 import zmq
 
 from sfllm.admin import AdminServer
+from sfllm.link_keys import read_client_keys
 from sfllm.metrics import Metrics
 from sfllm.settings import GatewaySettings
 from sfllm.sockets import random_identity
@@ -36,14 +37,17 @@ async def serve(settings: GatewaySettings) -> None:
     identity = random_identity(b"g-")
     tracer = open_tracer(settings, "gateway", identity.decode())
     keys = ApiKeys(settings.api_key, settings.api_key_file)
+    link_keys = None if settings.link_keys is None else read_client_keys(settings.link_keys, "gateway")
     check_certificate(settings)
     listener = listen(settings.host, settings.port)
     if not keys.needed:
         log.info("no API keys are set: whoever reaches this port may use it")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    metrics = GatewayMetrics(Metrics(settings.metrics_prefix))
+    exposed = Metrics(settings.metrics_prefix)
+    exposed.links(encrypted=link_keys is not None)
+    metrics = GatewayMetrics(exposed)
     pool = TextPool()
-    assets = AssetLinks(context, settings.asset_address, identity)
+    assets = AssetLinks(context, settings.asset_address, identity, link_keys)
     renderers, grammars = RenderPool(), GrammarPool()
     changes = Changes()
     registry = ModelRegistry(
@@ -56,7 +60,9 @@ async def serve(settings: GatewaySettings) -> None:
     )
     links = SchedulerLinks(
         *(context, settings.gateway_address, identity),
-        *(registry.update, changes.tell, settings.max_attempts),
+        *(registry.update, changes.tell),
+        max_attempts=settings.max_attempts,
+        keys=link_keys,
     )
     state = GatewayState(settings, links, registry, changes, metrics, pool, tracer)
     probe = LoopDelayProbe(metrics)

@@ -11,6 +11,7 @@ import zmq
 
 from sfllm import config, logs
 from sfllm.admin import AdminServer
+from sfllm.link_keys import LinkKeysError
 from sfllm.metrics import Metrics
 from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
 from sfllm.sockets import random_identity
@@ -62,6 +63,9 @@ def _run(settings: SchedulerSettings, spans: QueueSpans | None) -> int:
     metrics = Metrics(settings.metrics_prefix)
     try:
         service = SchedulerService(settings, metrics, spans=spans)
+    except LinkKeysError as error:
+        log.error(str(error))
+        return 2
     except (zmq.ZMQError, OSError):
         return 1  # the service has said which address or file
     admin: AdminServer | None = None

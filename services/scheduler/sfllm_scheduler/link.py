@@ -26,9 +26,10 @@ class Link:
         address: str,
         kinds: Iterable[type[Message]],
         count_malformed: Callable[[str], None],
+        secret: bytes | None = None,
     ) -> None:
         self.name = name
-        self._router = RouterLink(context, address)
+        self._router = RouterLink(context, address, secret, domain=name)
         self._decode = decoder(kinds)
         self._count_malformed = count_malformed
         self._next_log = 0.0
@@ -72,6 +73,10 @@ class Link:
             self._router.send(peer, version_notice())
         except (PeerUnreachableError, OutboxFullError):
             self._router.forget(peer)
+
+    def take_refused(self) -> int:
+        """How many connections were refused since the last call, for keys that are missing or not known."""
+        return self._router.take_refused()
 
     def _log_malformed(self, peer: bytes, error: WireError, now: float) -> None:
         """Say what a peer should not have sent, unless something was said a moment ago."""

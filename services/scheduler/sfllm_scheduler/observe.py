@@ -67,7 +67,7 @@ class Observer:
             "drain",
         ):  # from 0 on, so that the first one is an increase to Prometheus
             self._losses.labels(cause)
-        self._refused = metrics.counter(
+        self._sent_away = metrics.counter(
             "worker_refusals_total", "Workers sent away, as others serve another model by that name."
         )
         self._quarantined = metrics.counter(
@@ -81,6 +81,11 @@ class Observer:
             "Open choices in which a peer's list differed, by what was the case.",
             ["kind"],
         )
+        self._refused = metrics.counter(
+            "scheduler_links_refused_total", "Connections refused for keys missing or unknown.", ["socket"]
+        )
+        for socket in ("gateway", "worker", "asset"):
+            self._refused.labels(socket)
         self._malformed = metrics.counter(
             "malformed_messages_total", "Messages that were not what the link allows.", ["link"]
         )
@@ -116,12 +121,16 @@ class Observer:
             "recalled": self._recalls,
             "quarantined": self._quarantined,
             "dropped": self._dropped,
-            "worker_refused": self._refused,
+            "worker_refused": self._sent_away,
         }
         self._seen_bands: set[int] = set()
         self._seen_models: set[str] = set()
         self._next_refresh = 0.0
         self._debugs = getLogger().isEnabledFor(DEBUG)  # asked once: there are several records a request
+
+    def count_refused(self, socket: str, count: int) -> None:
+        """Connections were turned away."""
+        self._refused.labels(socket).inc(count)
 
     def count_malformed(self, link: str) -> None:
         """A frame was not a message of that link."""

@@ -12,6 +12,8 @@ from pathlib import Path
 import structlog
 import zmq
 
+from sfllm.link_auth import LinkAuthenticator
+from sfllm.link_keys import LinkKeysError
 from sfllm.messages import ASSETS, GATEWAY_TO_SCHEDULER, WORKER_TO_SCHEDULER, Grant, Message, WorkerTokens
 from sfllm.metrics import Metrics
 from sfllm.settings import SchedulerSettings
@@ -58,7 +60,8 @@ _POLLIN = int(zmq.POLLIN)  # pyzmq's enumeration makes a poll several times slow
 class SchedulerService:
     """Owns the sockets and the core from construction until `close`.
 
-    Raises zmq.ZMQError if an address is bound elsewhere, OSError if the record cannot be written.
+    Raises zmq.ZMQError if an address is bound elsewhere, OSError if the record cannot be written,
+    `LinkKeysError` for keys that cannot be used.
 
     Everything but `problem` is called from one thread.
     """
@@ -80,13 +83,17 @@ class SchedulerService:
         self._recorder: Recorder | None = None
         self._relay = AssetRelay()
         self._links: list[Link] = []
+        self._authenticator: LinkAuthenticator | None = None
         try:
+            if settings.link_keys is not None:
+                self._authenticator = LinkAuthenticator(self._context, settings.link_keys)
+            metrics.links(encrypted=self._authenticator is not None)
             self.gateways = self._bind("gateway", settings.gateway_address, GATEWAY_TO_SCHEDULER)
             self.workers = self._bind("worker", settings.worker_address, WORKER_TO_SCHEDULER)
             self.assets = self._bind("asset", settings.asset_address, ASSETS)
             if settings.record is not None:
                 self._record(settings.record, settings.record_max_bytes)
-        except (zmq.ZMQError, OSError):
+        except (zmq.ZMQError, OSError, LinkKeysError):
             self.close()
             raise
         self._poller = zmq.Poller()
@@ -99,7 +106,8 @@ class SchedulerService:
 
     def _bind(self, name: str, address: str, kinds: tuple[type[Message], ...]) -> Link:
         try:
-            link = Link(name, self._context, address, kinds, self._observer.count_malformed)
+            secret = None if self._authenticator is None else self._authenticator.secret
+            link = Link(name, self._context, address, kinds, self._observer.count_malformed, secret)
         except zmq.ZMQError as error:
             log.error("cannot bind", link=name, address=address, error=str(error))
             raise
@@ -149,6 +157,10 @@ class SchedulerService:
             self._handle(ModelReady(card), now)
         self._handle(Tick(), now)
         self._flush(now)
+        for link in self._links:
+            if refused := link.take_refused():
+                log.warning("connections refused for their keys", link=link.name, count=refused)
+                self._observer.count_refused(link.name, refused)
         for failure in self._relay.failures:
             log.warning("asset not pulled", reason=failure)
         self._relay.failures.clear()
@@ -172,6 +184,8 @@ class SchedulerService:
             link.close()
         if self._recorder is not None:
             self._recorder.close()
+        if self._authenticator is not None:
+            self._authenticator.close()
         self._context.term()
 
     def _handle(self, event: Event, now: float) -> None:

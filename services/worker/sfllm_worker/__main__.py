@@ -10,6 +10,7 @@ from types import FrameType
 from sfllm import logs
 from sfllm.config import parse
 from sfllm.gpus import GpuListError
+from sfllm.link_keys import read_client_keys
 from sfllm.model_files import ModelFilesError
 from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
 from sfllm_worker.assembly import Parts, Worker, assemble
@@ -43,9 +44,10 @@ def main() -> int:
     for number in SIGNALS:
         signal.signal(number, _stop_starting)
     try:
-        # First of all: what is imported by _build may initialise CUDA, which then sees this GPU alone.
+        keys = None if settings.link_keys is None else read_client_keys(settings.link_keys, "worker")
+        # Before _build: what it imports may initialise CUDA, which then sees this GPU alone.
         gpu = claim_gpu(settings, os.environ)
-        worker = assemble(settings, _build(settings), gpu)
+        worker = assemble(settings, _build(settings), gpu, keys)
     except NoFreeGpuError as error:
         print(f"sfllm_worker: {error}", file=sys.stderr)
         return os.EX_TEMPFAIL  # starting again may help

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import structlog
 
 from sfllm.admin import AdminServer
+from sfllm.link_keys import ClientKeys
 from sfllm.messages import Capacity, ModelCard, WorkerHello
 from sfllm.metrics import Metrics
 from sfllm.scheduler_choice import SchedulerChoice
@@ -64,10 +65,15 @@ class Worker(NamedTuple):
     tracer: Tracer | None
 
 
-def assemble(settings: WorkerSettings, parts: Parts, claimed_gpu: str | None = None) -> Worker:
+def assemble(
+    settings: WorkerSettings,
+    parts: Parts,
+    claimed_gpu: str | None = None,
+    keys: ClientKeys | None = None,
+) -> Worker:
     """Connect. Raises OSError when the admin port is taken, ValueError when it cannot trace.
 
-    `claimed_gpu` is the UUID of the GPU that this worker claimed, if it did.
+    `claimed_gpu` is the UUID of the GPU that this worker claimed, if it did; `keys` are those of its links.
     """
     engine, card = parts.engine, parts.card
     if settings.target_itl_ms is not None:
@@ -80,6 +86,7 @@ def assemble(settings: WorkerSettings, parts: Parts, claimed_gpu: str | None = N
     )
     tracer = open_tracer(settings, "worker", hello.worker_id)
     registry = Metrics(settings.metrics_prefix)
+    registry.links(encrypted=keys is not None)
     metrics = WorkerMetrics(registry, card.name, hello.worker_id)
     metrics.model(card)
     for phase, seconds in parts.phases.items():
@@ -98,7 +105,7 @@ def assemble(settings: WorkerSettings, parts: Parts, claimed_gpu: str | None = N
     service = WorkerService(
         engine,
         _protocol(engine, hello, settings.drain_seconds, tracer),
-        SchedulerLink(settings.worker_address, settings.asset_address, identity, parts.assets),
+        SchedulerLink(settings.worker_address, settings.asset_address, identity, parts.assets, keys),
         metrics,
         Watchdog(settings.step_timeout_seconds, parts.step_seconds),
         SchedulerChoice(hello.worker_id, settings.worker_address, time.monotonic()),

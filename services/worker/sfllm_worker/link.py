@@ -16,6 +16,7 @@ import zmq
 
 from sfllm import wire
 from sfllm.asset_pull import asset_of, chunk_of
+from sfllm.link_keys import ClientKeys
 from sfllm.messages import (
     ASSETS,
     NO_LEASE,
@@ -37,6 +38,7 @@ MAX_MESSAGES_A_TURN = 256
 """Between two steps at most so many are read, so that a flood cannot stop the model."""
 
 LAST_WORDS_SECONDS = 1.0
+REFUSAL_LOG_SECONDS = 10.0
 """How long `close` waits for the scheduler to take what is left to say."""
 
 
@@ -60,14 +62,21 @@ class SchedulerLink:
         asset_addresses: Sequence[str],
         identity: bytes,
         assets: Mapping[str, bytes],
+        keys: ClientKeys | None = None,
     ) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._addresses, self._identity = tuple(worker_addresses), identity
         self.has_others = len(worker_addresses) > 1
         self._dealers = [
-            DealerLink(self._context, address, identity, self.has_others) for address in worker_addresses
+            DealerLink(self._context, address, identity, self.has_others, keys=keys)
+            for address in worker_addresses
         ]
-        self._asset_dealers = [DealerLink(self._context, address, identity) for address in asset_addresses]
+        self._asset_dealers = [
+            DealerLink(self._context, address, identity, explained=False, keys=keys)
+            for address in asset_addresses
+        ]
+        self._keys = keys
+        self._next_refusal_log = 0.0
         self._probe = wire.encode(WorkerBeat(NO_LEASE, 0, 0, 0, 0), as_array("Q", ()))
         self._answers: list[Answer] = []
         self.current = 0
@@ -119,6 +128,18 @@ class SchedulerLink:
         """How long the connection to the current scheduler has been lost, as `DealerLink.seconds_lost`."""
         return [dealer.seconds_lost(now) for dealer in self._dealers][self.current]
 
+    def explain(self, now: float) -> None:
+        """Say why the scheduler does not let this worker in, if it was refused, and now and then again.
+
+        To be called while it is not welcome: an open connection is not refused.
+        """
+        refusals = [dealer.refusal(now) for dealer in self._dealers]
+        if not refusals[self.current] or now < self._next_refusal_log:
+            return
+        self._next_refusal_log = now + REFUSAL_LOG_SECONDS
+        address = self._addresses[self.current]
+        _log.warning("refused by the scheduler", address=address, reason=refusals[self.current])
+
     def turn_to(self, index: int, parted: bool) -> None:
         """Talk to that scheduler from now on. `parted`: the one before has been told goodbye.
 
@@ -127,7 +148,8 @@ class SchedulerLink:
         if not parted:
             self._poller.unregister(self._dealers[self.current].socket)
             self._dealers[self.current].close(linger_milliseconds=0)
-            dealer = DealerLink(self._context, self._addresses[self.current], self._identity, watched=True)
+            address = self._addresses[self.current]
+            dealer = DealerLink(self._context, address, self._identity, watched=True, keys=self._keys)
             self._dealers[self.current] = dealer
             self._poller.register(dealer.socket, zmq.POLLIN)
         self.current = index
