@@ -34,6 +34,10 @@ class DoctorSettings(Settings, frozen=True, kw_only=True):
     api_key_file: Annotated[
         str | None, Meta(description="the gateway's file of API keys, to look at it as well")
     ] = None
+    link_keys: Annotated[
+        tuple[str, ...],
+        Meta(description="files of the links' keys, or folders of `sfllm keys links`, to look at as well"),
+    ] = ()
     json: Annotated[str | None, Meta(description="file to write the findings to; - for standard output")] = (
         None
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from chart import EXAMPLES, OPEN, Object, container, find, helm, matches, pods, render, variables, volumes
+
+from sfllm.link_keys import ClientRole, kubernetes_secret, make_link_keys, read_client_keys
 
 pytestmark = pytest.mark.system
 
@@ -58,6 +62,21 @@ def test_each_service_sees_its_own_key_of_the_links_and_no_other() -> None:
         assert "subPath" not in mount  # or a changed secret would not be seen
         assert variables(pod)["SFLLM_LINK_KEYS"] == f"{mount['mountPath']}/link.keys"
         assert "SFLLM_INSECURE_LINKS" not in variables(pod)
+
+
+def test_the_secret_that_the_command_prints_has_what_pods_mount(tmp_path: Path) -> None:
+    make_link_keys(tmp_path)
+    secret = yaml.safe_load(kubernetes_secret(tmp_path, "sfllm-links"))
+    mounted = [volumes(pod)["links"]["secret"] for pod in pods(render({})).values()]
+    assert {each["secretName"] for each in mounted} == {secret["metadata"]["name"]}
+    assert {each["items"][0]["key"] for each in mounted} == set(secret["stringData"])
+    # As the kubelet writes it: the group of the pod may read it, and nobody else.
+    roles: tuple[ClientRole, ...] = ("gateway", "worker")
+    for role in roles:
+        file = tmp_path / f"{role}.keys"
+        file.write_text(secret["stringData"][file.name])
+        file.chmod(mounted[0]["defaultMode"])
+        assert read_client_keys(file, role).scheduler
 
 
 def test_gateways_alone_see_the_hashes_of_the_api_keys() -> None:

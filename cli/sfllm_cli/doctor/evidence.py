@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from sfllm_cli.doctor.certificate import Certificate
-from sfllm_cli.doctor.key_files import ApiKeyFile
+from sfllm_cli.doctor.key_files import ApiKeyFile, LinkKeyFile
 from sfllm_cli.doctor.machine import Machine
 from sfllm_cli.doctor.probe import Answer
 from sfllm_cli.doctor.samples import Samples
@@ -75,6 +75,7 @@ class Evidence(NamedTuple):
     elsewhere: bool = False
     """Whether something that was asked is not on this machine."""
     api_keys: ApiKeyFile | None = None
+    link_keys: tuple[LinkKeyFile, ...] = ()
 
     def of_role(self, role: str) -> list[Process]:
         """The processes of this kind that were asked at their admin ports."""

@@ -14,7 +14,7 @@ import psutil
 
 from sfllm_cli.doctor.certificate import is_loopback, read_certificate
 from sfllm_cli.doctor.evidence import Api, Evidence, Process
-from sfllm_cli.doctor.key_files import read_api_keys
+from sfllm_cli.doctor.key_files import read_api_keys, read_link_keys
 from sfllm_cli.doctor.machine import look_around
 from sfllm_cli.doctor.probe import Answer, ask
 from sfllm_cli.doctor.samples import Samples, read_samples
@@ -48,6 +48,7 @@ async def gather(settings: DoctorSettings) -> Evidence:
         machine,
         elsewhere=not all(here),
         api_keys=read_api_keys(settings.api_key_file) if settings.api_key_file else None,
+        link_keys=read_link_keys(settings.link_keys),
     )
 
 
