@@ -11,6 +11,7 @@ every send and every drain, look at the socket again (`receive` until it gives N
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections import deque
 
@@ -30,6 +31,9 @@ HEARTBEAT_TIMEOUT_MILLISECONDS = 2000
 
 CONNECT_TIMEOUT_MILLISECONDS = 2000
 """The kernel would wait ever longer between its tries, so that a healed network would go unnoticed."""
+
+REFUSED_SECONDS = 2.0
+"""How long who was refused waits before it tries again: its key may have been added meanwhile."""
 
 RECONNECT_SECONDS = 1.0
 """Who has another scheduler gives up one to which the connection has been lost for so long."""
@@ -96,8 +100,7 @@ class DealerLink:
     What is sent while the connection is down leaves when it is back, up to a high-water mark; epochs, leases
     and attempts make it harmless then. ZMQ_IMMEDIATE would refuse it, but with that option libzmq (4.3.5)
     drops what was received and not yet read when a connection ends, and aborts the process when that was
-    the middle of a message. A link that is `watched` tells whether the connection is lost, one that is
-    `explained` why there is none; the owner must ask now and then, or the news fill up their queue.
+    the middle of a message. A link that is `watched` tells whether the connection is lost.
     """
 
     def __init__(
@@ -106,7 +109,6 @@ class DealerLink:
         address: str,
         identity: bytes,
         watched: bool = False,
-        explained: bool = True,
         keys: ClientKeys | None = None,
     ) -> None:
         self.socket = context.socket(zmq.DEALER)
@@ -119,9 +121,10 @@ class DealerLink:
         self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         self.socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MILLISECONDS)
-        events = (_CONNECTION_EVENTS if watched else 0) | (_REFUSAL_EVENTS if explained else 0)
-        self._monitor = self.socket.get_monitor_socket(events) if events else None
-        self._watched, self._refusal = watched, ""
+        self._monitor = self.socket.get_monitor_socket(_REFUSAL_EVENTS | (_CONNECTION_EVENTS * watched))
+        self._address, self._watched = address, watched
+        self._refusal = ""
+        self._refused_at: float | None = None
         self.socket.connect(address)
         self._outbox = Outbox()
         self._lost_at: float | None = None
@@ -139,25 +142,36 @@ class DealerLink:
         return 0.0 if self._lost_at is None else now - self._lost_at
 
     def refusal(self, now: float) -> str:
-        """Why the scheduler let this process not in, if it was refused since the last call; else nothing.
+        """Why the scheduler did not let this process in, if it was refused since the last call; else nothing.
 
-        To be asked now and then while there is no connection, as `seconds_lost`.
+        To be asked now and then while there is no connection: after a while it tries again, which libzmq
+        does not do by itself.
         """
         self._take_news(now)
         refusal, self._refusal = self._refusal, ""
         return refusal
 
     def _take_news(self, now: float) -> None:
-        while self._monitor is not None and self._monitor.poll(0):
+        while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
             if event in _REFUSALS:
-                self._refusal = _REFUSALS[event]
+                self._refusal, self._refused_at = _REFUSALS[event], now
                 continue
             self.is_up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if self.is_up:
                 self._lost_at = None
             elif self._lost_at is None:
                 self._lost_at = now
+        if self._refused_at is not None and now - self._refused_at >= REFUSED_SECONDS:
+            self._refused_at = None
+            with contextlib.suppress(zmq.ZMQError):  # libzmq has given the connection up already
+                self.socket.disconnect(self._address)
+            self.socket.connect(self._address)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it waits to try again after a refusal, as far as `refusal` has shown."""
+        return self._refused_at is not None
 
     def send(self, message: bytes) -> None:
         """Send now, or later in order. Raises `OutboxFullError`."""
@@ -192,9 +206,8 @@ class DealerLink:
 
     def close(self, linger_milliseconds: int = LINGER_MILLISECONDS) -> None:
         """Give queued messages a short while to leave, then close."""
-        if self._monitor is not None:
-            self.socket.disable_monitor()
-            self._monitor.close(linger=0)
+        self.socket.disable_monitor()
+        self._monitor.close(linger=0)
         self.socket.close(linger=linger_milliseconds)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Sequence
 
 import structlog
@@ -62,7 +63,7 @@ class AssetLink:
         identity: bytes,
         keys: ClientKeys | None = None,
     ) -> None:
-        self._dealer = DealerLink(context, address, identity, explained=False, keys=keys)
+        self._dealer = DealerLink(context, address, identity, keys=keys)
         self._decode = wire.decoder(ASSETS)
         self._lock = asyncio.Lock()
         self._arrived = asyncio.Event()
@@ -107,6 +108,7 @@ class AssetLink:
             self._loop.remove_reader(self._descriptor)
 
     def _ask(self, pull: AssetPull) -> None:
+        self._dealer.refusal(time.monotonic())  # the link to requests says so; here it is only tried again
         self._dealer.clear()
         self._dealer.send(wire.encode(pull.request()))
         self._arrived.set()  # edge-triggered: whatever came during the send must be looked at

@@ -72,8 +72,7 @@ class SchedulerLink:
             for address in worker_addresses
         ]
         self._asset_dealers = [
-            DealerLink(self._context, address, identity, explained=False, keys=keys)
-            for address in asset_addresses
+            DealerLink(self._context, address, identity, keys=keys) for address in asset_addresses
         ]
         self._keys = keys
         self._next_refusal_log = 0.0
@@ -128,12 +127,17 @@ class SchedulerLink:
         """How long the connection to the current scheduler has been lost, as `DealerLink.seconds_lost`."""
         return [dealer.seconds_lost(now) for dealer in self._dealers][self.current]
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether a link waits to try again after a refusal."""
+        return any(dealer.is_refused for dealer in (*self._dealers, *self._asset_dealers))
+
     def explain(self, now: float) -> None:
         """Say why the scheduler does not let this worker in, if it was refused, and now and then again.
 
-        To be called while it is not welcome: an open connection is not refused.
+        To be called while it is not welcome, and while `is_refused`: an open connection is not.
         """
-        refusals = [dealer.refusal(now) for dealer in self._dealers]
+        refusals = [dealer.refusal(now) for dealer in (*self._dealers, *self._asset_dealers)]
         if not refusals[self.current] or now < self._next_refusal_log:
             return
         self._next_refusal_log = now + REFUSAL_LOG_SECONDS
