@@ -81,6 +81,12 @@ class ServicesSettings(NamedTuple):
     worker: WorkerSettings
 
 
+def _refuse_what_services_would(settings: ServeSettings) -> None:
+    """So that it is a matter of usage, told before anything is started."""
+    ServeSettings.__post_init__(settings)
+    split(settings)
+
+
 def _with_services() -> type[ServeSettings]:
     """`ServeSettings` and, in a group each, whatever else the services can be told.
 
@@ -100,7 +106,7 @@ def _with_services() -> type[ServeSettings]:
             f"ServeWith{service.__name__}",
             fields,
             bases=(chain,),
-            namespace={"__doc__": service.__doc__},
+            namespace={"__doc__": service.__doc__, "__post_init__": _refuse_what_services_would},
             frozen=True,
             kw_only=True,
             forbid_unknown_fields=True,

@@ -86,6 +86,7 @@ def test_a_whole_stack_has_no_problem(
         "card of mock": "tokenizer and chat template are loaded",
         "streams": "0 of 2048 are open",
         f"worker at {worker}": "lives and is ready",
+        "encryption of links": "they are not encrypted, and all that was asked is on this machine",
         f"peers of scheduler at {scheduler}": "nobody is refused",
         f"KV cache of worker at {worker}": "0% used",
         f"queue of scheduler at {scheduler}": "0 requests wait, and it does not grow",
@@ -120,7 +121,7 @@ def test_a_key_that_is_not_given_or_wrong_is_told_but_never_shown(
 
 
 def test_an_api_that_is_open_beyond_this_machine_is_a_problem(tmp_path: Path) -> None:
-    running = RunningStack("--mock", "--host=0.0.0.0")
+    running = RunningStack("--mock", "--host=0.0.0.0", "--allow-anonymous")
     try:
         running.wait_until_ready()
         code, findings = doctor(tmp_path, f"--url={running.url}")

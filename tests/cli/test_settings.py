@@ -147,9 +147,9 @@ def test_addresses_that_do_not_fit_together_are_refused(
 
 
 def test_several_addresses_mean_the_same_from_flags_variables_and_files(tmp_path: Path) -> None:
-    both = ("tcp://a:1", "tcp://b:1")
+    both = ("tcp://127.0.0.1:1", "tcp://127.0.0.1:2")
     file = tmp_path / "sfllm.yaml"
-    file.write_text("worker-address: [tcp://a:1, tcp://b:1]\nasset_address: [tcp://a:1, tcp://b:1]\n")
+    file.write_text("worker-address: [tcp://127.0.0.1:1, tcp://127.0.0.1:2]\nasset_address: [tcp://127.0.0.1:1, tcp://127.0.0.1:2]\n")
     variables = {"SFLLM_WORKER_ADDRESS": ",".join(both), "SFLLM_ASSET_ADDRESS": ",".join(both)}
     flags = [f"--worker-address={','.join(both)}", "--asset-address", *both]
     for argv, environ in ((flags, {}), ([], variables), (["--config", str(file)], {})):
@@ -209,3 +209,16 @@ def test_a_port_that_is_taken_is_told_before_anything_starts(capsys: pytest.Capt
 def test_a_model_that_is_not_there_is_told_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "./nowhere", "--port", "0"]) == 1
     assert "no model at './nowhere'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [(["--host=0.0.0.0"], "--allow-anonymous"), (["--tls-cert-file=cert.pem"], "need each other")],
+)
+def test_what_a_service_would_refuse_is_wrong_usage_of_serve(
+    flags: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--mock", *flags])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
