@@ -149,7 +149,8 @@ def test_addresses_that_do_not_fit_together_are_refused(
 def test_several_addresses_mean_the_same_from_flags_variables_and_files(tmp_path: Path) -> None:
     both = ("tcp://127.0.0.1:1", "tcp://127.0.0.1:2")
     file = tmp_path / "sfllm.yaml"
-    file.write_text("worker-address: [tcp://127.0.0.1:1, tcp://127.0.0.1:2]\nasset_address: [tcp://127.0.0.1:1, tcp://127.0.0.1:2]\n")
+    listed = "[tcp://127.0.0.1:1, tcp://127.0.0.1:2]"
+    file.write_text(f"worker-address: {listed}\nasset_address: {listed}\n")
     variables = {"SFLLM_WORKER_ADDRESS": ",".join(both), "SFLLM_ASSET_ADDRESS": ",".join(both)}
     flags = [f"--worker-address={','.join(both)}", "--asset-address", *both]
     for argv, environ in ((flags, {}), ([], variables), (["--config", str(file)], {})):
