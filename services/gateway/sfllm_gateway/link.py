@@ -124,8 +124,8 @@ class SchedulerLink:
     def _note_version(self, reason: str) -> None:
         """Log it once, not with every answer to a hello."""
         if reason != self.other_version:
-            self.other_version = reason
             log.error("this scheduler cannot be talked to", scheduler=self._address, reason=reason)
+            self.other_version = reason
 
     def _drain(self) -> None:
         if not self._closed:

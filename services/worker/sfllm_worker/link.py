@@ -193,8 +193,8 @@ class SchedulerLink:
     def _note_version(self, index: int, reason: str) -> None:
         """Log it once, not with every answer to a hello."""
         if reason != self._other_versions[index]:
-            self._other_versions[index] = reason
             _log.error("this scheduler cannot be talked to", scheduler=self._addresses[index], reason=reason)
+            self._other_versions[index] = reason  # after the log, where whoever reads /ready may look next
 
     def _serve_assets(self, dealer: DealerLink) -> None:
         for _ in range(MAX_MESSAGES_A_TURN):
