@@ -62,10 +62,8 @@ class Observer:
             "request_migrations_total", "Attempts that were interrupted and may go on elsewhere.", ["cause"]
         )
         self._losses = metrics.counter("worker_losses_total", "Workers that went away.", ["cause"])
-        for cause in (
-            *sorted(CRASHES),
-            "drain",
-        ):  # from 0 on, so that the first one is an increase to Prometheus
+        # From 0 on, so that the first one is an increase to Prometheus.
+        for cause in (*sorted(CRASHES), "drain"):
             self._losses.labels(cause)
         self._sent_away = metrics.counter(
             "worker_refusals_total", "Workers sent away, as others serve another model by that name."
