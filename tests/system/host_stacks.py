@@ -1,12 +1,14 @@
 """sfllm on two hosts, by the files in deploy/compose: all but two of the workers on host a, those on host b.
 
-Beside it runs a plain fleet, started without compose, whose only worker is on host b and fast: it shows what
-every request's answer is when nothing disturbs it, and what somebody on the network can read.
+Beside it runs a plain fleet without keys or compose, whose only worker is on host b and fast: it shows what
+every request's answer is when nothing disturbs it, and what somebody on the network could read.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +27,8 @@ GATEWAY = Address(CLIENT_SIDE_OF_FIRST_HOST, 8081)
 PLAIN_GATEWAY = Address(CLIENT_SIDE_OF_FIRST_HOST, 8082)
 SCHEDULER = Address(CLIENT_SIDE_OF_FIRST_HOST, 9090)
 REMOTE_WORKERS = 2
+USER = 10001
+"""Whom the images run as."""
 PATIENCE_SECONDS = 60.0
 _METRICS = (
     "import urllib.request; print(urllib.request.urlopen('http://127.0.0.1:9090/metrics').read().decode())"
@@ -95,10 +99,34 @@ def host_stacks(hosts: TwoHosts) -> Iterator[HostStacks]:
     with ExitStack() as running:
         running.enter_context(until_down(stacks.a))
         stacks.a.compose("up", "--detach", "--no-build", "scheduler", "gateway", "worker")
+        _carry_keys(stacks)
         running.enter_context(until_down(stacks.b))
         stacks.b.compose("up", "--detach", "--no-build", "--scale", f"worker={REMOTE_WORKERS}")
         _start_plain_fleet(hosts)
         yield stacks
+
+
+def _carry_keys(stacks: HostStacks) -> None:
+    """Have the first host make keys for the second, and carry the file there."""
+    made, carried = stacks.hosts.a.directory / "host-b", stacks.hosts.b.directory / "links"
+    made.mkdir(mode=0o700)
+    own(made)
+    volume = f"{made}:/keys/worker-host-b"
+    stacks.a.compose("run", "--rm", "--no-deps", "--volume", volume, "keys", "--add", "worker", "host-b")
+    shutil.copytree(made, carried)
+    own(carried)
+
+
+def own(folder: Path) -> None:
+    """Give a folder and its files to the user of the images."""
+    for path in (folder, *folder.iterdir()):
+        os.chown(path, USER, USER)
+
+
+def worker_addresses(scheduler: Host, base: int = 5558) -> tuple[str, str]:
+    """The flags by which a worker finds the scheduler on a host, whose port for workers is `base`."""
+    places = (f"tcp://{scheduler.address}:{port}" for port in (base, base + 1))
+    return f"--worker-address={next(places)}", f"--asset-address={next(places)}"
 
 
 def _scheduler_side(host: Host) -> Stack:
@@ -114,7 +142,8 @@ def _scheduler_side(host: Host) -> Stack:
 
 def _worker_side(hosts: TwoHosts) -> Stack:
     files = (COMPOSE / "compose.workers.yaml", _written(hosts.b.directory, {"services": _MOCKS}))
-    return Stack(hosts.b.engine, _files(*files), {"SFLLM_SCHEDULER_HOST": hosts.a.address})
+    variables = {"SFLLM_SCHEDULER_HOST": hosts.a.address, "SFLLM_LINKS": str(hosts.b.directory / "links")}
+    return Stack(hosts.b.engine, _files(*files), variables)
 
 
 _MOCKS = {"worker": {"environment": {"SFLLM_MOCK": "1"}}}
@@ -140,5 +169,4 @@ def _start_plain_fleet(hosts: TwoHosts) -> None:
     local = ("--network", "container:plain", "--env", "SFLLM_ADMIN_PORT=9091")
     a.engine.run(*start, *local, *insecure, "--env", "SFLLM_ALLOW_ANONYMOUS=1", "sfllm-gateway")
     fast = ("--mock", "--mock-tokens-per-second=1000")
-    addresses = (f"--worker-address=tcp://{a.address}:6558", f"--asset-address=tcp://{a.address}:6559")
-    b.engine.run(*start, *insecure, "sfllm-worker", *fast, *addresses)
+    b.engine.run(*start, *insecure, "sfllm-worker", *fast, *worker_addresses(a, 6558))

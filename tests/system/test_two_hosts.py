@@ -1,4 +1,4 @@
-"""Engines in two network namespaces: workers join over TCP, streams outlast cuts, losses and restarts."""
+"""Engines in two network namespaces: workers join over CURVE, nobody reads along, streams outlast cuts."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from contextlib import AbstractContextManager, asynccontextmanager
 
 import pytest
 from chaos.ask import Delivery, Reading, ask, ask_until_accepted
+from chaos.fleet import eventually
 from chaos.http_client import Address
 from chaos.judge import judge
 from chaos.templates import Template
 from docker_engine import Engine, EngineUnavailableError
-from host_stacks import GATEWAY, PLAIN_GATEWAY, REMOTE_WORKERS, HostStacks, host_stacks
+from host_stacks import GATEWAY, PLAIN_GATEWAY, REMOTE_WORKERS, HostStacks, host_stacks, worker_addresses
+from link_strangers import Keys, stranger
 from namespaces import NetworkUnavailableError, Place
 from short_streams import completion
 from two_hosts import two_hosts
@@ -123,8 +125,12 @@ async def test_workers_of_another_host_join_and_serve(stacks: HostStacks) -> Non
     assert all(tokens > 0 for tokens in stacks.tokens_of_remote_workers())
 
 
-async def test_whoever_is_on_the_network_reads_prompts_and_answers_of_open_links(stacks: HostStacks) -> None:
-    """This is why their ports are for private networks only."""
+async def test_nobody_on_the_network_reads_prompts_or_answers(stacks: HostStacks) -> None:
+    before = sum(stacks.tokens_of_remote_workers())
+    heard, answers = await listen(stacks, GATEWAY)
+    assert sum(stacks.tokens_of_remote_workers()) > before
+    assert [heard.knows(text) for text in (SECRET, *answers)] == [[]] * (1 + SECRETS)
+    # The same look finds all of it where links are open, so that it would have found it above.
     heard, answers = await listen(stacks, PLAIN_GATEWAY)
     assert heard.knows(SECRET) == ["token ids", "prompts"]
     assert [heard.knows(answer) for answer in answers] == [["answers"]] * SECRETS
@@ -141,6 +147,25 @@ async def listen(stacks: HostStacks, gateway: Address) -> tuple[Overheard, list[
     heard = overheard(tap.frames)
     assert len(heard.raw) > 40 * len(SECRET)
     return heard, [delivery.choices[0].text for delivery in deliveries]
+
+
+@pytest.mark.parametrize("keys", ["none", "of another scheduler", "of nobody"])
+async def test_a_worker_whose_key_is_not_known_is_refused(stacks: HostStacks, keys: Keys) -> None:
+    await stacks.until_serving(ALL_WORKERS)
+    name = "scheduler_links_refused_total"
+    before = await stacks.scheduler_value(name, socket="worker") or 0.0
+
+    async def refused_more() -> bool:
+        return (await stacks.scheduler_value(name, socket="worker") or 0.0) > before
+
+    with stranger(stacks.hosts, keys):
+        assert await eventually(refused_more, 30)
+        assert await stacks.scheduler_value("workers", state="serving") == ALL_WORKERS
+
+
+def test_a_worker_without_keys_does_not_reach_out_by_accident(stacks: HostStacks) -> None:
+    with pytest.raises(AssertionError, match=r"gave 2:\n(.|\n)*--link-keys(.|\n)*--insecure-links"):
+        stacks.hosts.b.engine.run("run", "--rm", "sfllm-worker", "--mock", *worker_addresses(stacks.hosts.a))
 
 
 CUTS: dict[str, Callable[[HostStacks], AbstractContextManager[None]]] = {
@@ -206,3 +231,18 @@ async def test_workers_come_back_to_a_host_that_was_switched_off_and_on(stacks: 
     async with streams_under_way(stacks, "host a was off", seconds=1.0):
         pass
     assert stacks.remote_lives() == lives
+
+
+async def test_a_host_can_be_sent_away(stacks: HostStacks) -> None:
+    """The last test, since its workers do not come back."""
+    await stacks.until_serving(ALL_WORKERS)
+    forget = ("-i", "/worker-host-b/d", "/keys/scheduler/link.keys")
+    stacks.a.compose("run", "--rm", "--no-deps", "--entrypoint", "sed", "keys", *forget)
+    stacks.a.compose("restart", "scheduler")
+
+    async def both_refused() -> bool:
+        refused = await stacks.scheduler_value("scheduler_links_refused_total", socket="worker") or 0.0
+        return refused >= REMOTE_WORKERS
+
+    assert await eventually(both_refused, 60)
+    await stacks.until_serving(ALL_WORKERS - REMOTE_WORKERS)

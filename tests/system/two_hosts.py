@@ -21,7 +21,7 @@ from namespaces import Network, Place, leftovers, network
 ROOT = Path(__file__).parents[2]
 MOCK_WORKER = """\
 FROM sfllm-scheduler
-COPY sfllm_worker /opt/worker/sfllm_worker
+COPY . /opt/worker
 ENV PYTHONPATH=/opt/worker
 ENTRYPOINT ["python3", "-m", "sfllm_worker"]
 """
@@ -89,11 +89,13 @@ def _host(place: Place, directory: Path, engines: ExitStack) -> Host:
 
 def _bring_images(source: Engine, hosts: Sequence[Host]) -> None:
     """Load the images into the engines of the hosts. They are read once: they may be large."""
-    context = ROOT / "services" / "worker"
-    with tempfile.NamedTemporaryFile("w", prefix="Dockerfile.") as recipe:
-        recipe.write(MOCK_WORKER)
-        recipe.flush()
-        source.run("build", "--quiet", "--tag", "sfllm-worker-mock", "--file", recipe.name, str(context))
+    with tempfile.TemporaryDirectory() as context:
+        # Both packages, so that they fit together whenever the scheduler's image was built.
+        for package in (ROOT / "shared" / "sfllm", ROOT / "services" / "worker" / "sfllm_worker"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(package, Path(context, package.name), ignore=ignored)
+        Path(context, "Dockerfile").write_text(MOCK_WORKER)
+        source.run("build", "--quiet", "--tag", "sfllm-worker-mock", context)
     with ExitStack() as processes:
         loading = [
             processes.enter_context(
