@@ -290,11 +290,11 @@ class RouterLink:
         # All of a message is here when its first frame is.
         return peer, _whole(self.socket, self.socket.recv(_NOBLOCK))
 
-    def close(self) -> None:
+    def close(self, linger_milliseconds: int = LINGER_MILLISECONDS) -> None:
         """Give queued messages a short while to leave, then close."""
         self.socket.disable_monitor()
         self._monitor.close(linger=0)
-        self.socket.close(linger=LINGER_MILLISECONDS)
+        self.socket.close(linger=linger_milliseconds)
 
     def _try_send(self, peer: bytes, message: bytes) -> bool:
         try:

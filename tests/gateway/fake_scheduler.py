@@ -188,8 +188,8 @@ class FakeScheduler:
         """Vanish without a goodbye."""
         self._stop.set()
         self._thread.join(10)
-        self._router.socket.close(linger=0)
-        self._assets.socket.close(linger=0)
+        self._router.close(linger_milliseconds=0)
+        self._assets.close(linger_milliseconds=0)
         self._context.term()
 
     def wait_for(self, kind: type[Message], count: int = 1, timeout: float = 10) -> list[Message]:
