@@ -205,7 +205,9 @@ class DealerLink:
         return _whole(self.socket, self.socket.recv(_NOBLOCK))
 
     def close(self, linger_milliseconds: int = LINGER_MILLISECONDS) -> None:
-        """Give queued messages a short while to leave, then close."""
+        """Give queued messages a short while to leave, then close. Once more does nothing."""
+        if self.socket.closed:
+            return
         self.socket.disable_monitor()
         self._monitor.close(linger=0)
         self.socket.close(linger=linger_milliseconds)
@@ -291,7 +293,9 @@ class RouterLink:
         return peer, _whole(self.socket, self.socket.recv(_NOBLOCK))
 
     def close(self, linger_milliseconds: int = LINGER_MILLISECONDS) -> None:
-        """Give queued messages a short while to leave, then close."""
+        """Give queued messages a short while to leave, then close. Once more does nothing."""
+        if self.socket.closed:
+            return
         self.socket.disable_monitor()
         self._monitor.close(linger=0)
         self.socket.close(linger=linger_milliseconds)
