@@ -97,7 +97,7 @@ def build_images(engine: Engine, directory: Path) -> dict[str, str]:
             PIP_EXTRA_INDEX_URL="",
             PIP_FIND_LINKS=links,
         )
-    return {"BASE_IMAGE": base, "NGINX_IMAGE": base, "PROMETHEUS_IMAGE": base}
+    return {"BASE_IMAGE": base, "NGINX_IMAGE": base, "PROMETHEUS_IMAGE": base, "ALERTMANAGER_IMAGE": base}
 
 
 @contextmanager

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from base_image import build_images
@@ -26,6 +28,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="a system test: make test-system runs it"))
 
 
+def without_containers(error: EngineUnavailableError) -> NoReturn:
+    """Say loudly that nothing was tested: a failure, unless it was said before that it is none."""
+    if os.environ.get("SFLLM_SKIP_STACK_TEST") == "1":
+        pytest.skip(f"NO CONTAINERS WERE TESTED: {error}")
+    pytest.fail(f"NO CONTAINERS WERE TESTED: {error}\nSFLLM_SKIP_STACK_TEST=1 goes on without them")
+
+
 @pytest.fixture(scope="session")
 def docker_directory() -> Iterator[Path]:
     """A folder with a short name, as socket files need, for gigabytes of images."""
@@ -40,7 +49,7 @@ def docker(docker_directory: Path) -> Iterator[Engine]:
         with engine(docker_directory) as running:
             yield running
     except EngineUnavailableError as error:
-        pytest.skip(f"NO CONTAINERS WERE TESTED: {error}")
+        without_containers(error)
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +58,7 @@ def images(docker: Engine, docker_directory: Path) -> dict[str, str]:
     try:
         return build_images(docker, docker_directory)
     except EngineUnavailableError as error:
-        pytest.skip(f"NO CONTAINERS WERE TESTED: {error}")
+        without_containers(error)
 
 
 @pytest.fixture(scope="session")

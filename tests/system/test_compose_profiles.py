@@ -122,5 +122,5 @@ def test_what_the_compose_file_mounts_is_in_the_repository() -> None:
     for source in mounted:
         assert any((Path(COMPOSE_FILE).parent / source).iterdir())
     pinned = [each["image"] for each in services.values() if "build" not in each]
-    assert len(pinned) == 3
+    assert len(pinned) == 4
     assert all(re.search(r":v?\d+\.\d+\.\d+[\w.-]*\}$", image) for image in pinned)
