@@ -169,6 +169,10 @@ def _key(file: str | Path, content: Mapping[str, object], name: str) -> bytes:
     value = content.get(name)
     if not isinstance(value, str) or not _KEY.fullmatch(value):
         raise LinkKeysError(f"{file} has no sound {name}: 40 characters of Z85")
+    try:
+        zmq.curve_public(value.encode())  # five characters may say more than 32 bits can hold
+    except zmq.ZMQError as error:
+        raise LinkKeysError(f"{file} has no sound {name}: it is not Z85") from error
     return value.encode()
 
 

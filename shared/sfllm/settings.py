@@ -412,12 +412,12 @@ def is_loopback(host: str) -> bool:
 def _is_local(address: str) -> bool:
     """Whether a ZeroMQ address stays on this machine."""
     transport, _, rest = address.partition("://")
-    return transport != "tcp" or is_loopback(rest.rpartition(":")[0])
+    return transport in ("ipc", "inproc") or (transport == "tcp" and is_loopback(rest.rpartition(":")[0]))
 
 
 def _check_links(settings: CommonSettings, *lists: Sequence[str]) -> None:
     """Links beyond this machine must have keys, unless somebody says that they need none."""
-    if settings.link_keys is not None or settings.insecure_links:
+    if settings.link_keys or settings.insecure_links:
         return
     for address in (address for addresses in lists for address in addresses):
         if not _is_local(address):

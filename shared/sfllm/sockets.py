@@ -51,6 +51,7 @@ _REFUSALS: dict[int, str] = {
     zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "one side of the link has keys and the other has none or others",
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the scheduler ended the handshake: it may have another key",
 }
+NO_KEYS = "the scheduler wants keys, and this process has none: --link-keys"
 _REFUSAL_EVENTS = int(sum(_REFUSALS))
 
 
@@ -123,7 +124,7 @@ class DealerLink:
         self.socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MILLISECONDS)
         self._monitor = self.socket.get_monitor_socket(_REFUSAL_EVENTS | (_CONNECTION_EVENTS * watched))
         self._address, self._watched = address, watched
-        self._refusal = ""
+        self._refusal, self._has_keys = "", keys is not None
         self._refused_at: float | None = None
         self.socket.connect(address)
         self._outbox = Outbox()
@@ -144,8 +145,10 @@ class DealerLink:
     def refusal(self, now: float) -> str:
         """Why the scheduler did not let this process in, if it was refused since the last call; else nothing.
 
-        To be asked now and then while there is no connection: after a while it tries again, which libzmq
-        does not do by itself.
+        To be asked of every link each second or so, whether or not anything is sent by it. After a while it
+        tries again, which libzmq does not do by itself where the key is unknown. Where the scheduler has
+        another key it does, 20 times a second, and news that nobody takes fill a queue of 2000, at which
+        libzmq's thread stops for all sockets of the process.
         """
         self._take_news(now)
         refusal, self._refusal = self._refusal, ""
@@ -155,7 +158,8 @@ class DealerLink:
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor, zmq.NOBLOCK)["event"]
             if event in _REFUSALS:
-                self._refusal, self._refused_at = _REFUSALS[event], now
+                self._refusal = _REFUSALS[event] if self._has_keys else NO_KEYS
+                self._refused_at = now
                 continue
             self.is_up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if self.is_up:
@@ -167,11 +171,6 @@ class DealerLink:
             with contextlib.suppress(zmq.ZMQError):  # libzmq has given the connection up already
                 self.socket.disconnect(self._address)
             self.socket.connect(self._address)
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether it waits to try again after a refusal, as far as `refusal` has shown."""
-        return self._refused_at is not None
 
     def send(self, message: bytes) -> None:
         """Send now, or later in order. Raises `OutboxFullError`."""

@@ -18,6 +18,7 @@ from sfllm.sockets import DealerLink
 
 CHUNK_TIMEOUT_SECONDS = 2.0
 TRIES = 5
+RETRY_SECONDS = 0.5
 
 log = structlog.get_logger()
 
@@ -69,6 +70,7 @@ class AssetLink:
         self._arrived = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._descriptor = self._dealer.socket.fileno()
+        self._timer = self._loop.call_later(RETRY_SECONDS, self._retry)
 
     async def pull(self, asset: Asset) -> bytes:
         """The content, its hash checked. Raises `AssetError` when it cannot be had."""
@@ -92,7 +94,13 @@ class AssetLink:
 
     def close(self) -> None:
         """Close the socket."""
+        self._timer.cancel()
         self._dealer.close()
+
+    def _retry(self) -> None:
+        """Try again after a refusal, also between pulls (see `refusal`); the other link tells why."""
+        self._timer = self._loop.call_later(RETRY_SECONDS, self._retry)
+        self._dealer.refusal(time.monotonic())
 
     @contextlib.asynccontextmanager
     async def _listening(self) -> AsyncIterator[None]:
@@ -108,7 +116,6 @@ class AssetLink:
             self._loop.remove_reader(self._descriptor)
 
     def _ask(self, pull: AssetPull) -> None:
-        self._dealer.refusal(time.monotonic())  # the link to requests says so; here it is only tried again
         self._dealer.clear()
         self._dealer.send(wire.encode(pull.request()))
         self._arrived.set()  # edge-triggered: whatever came during the send must be looked at

@@ -37,7 +37,7 @@ async def serve(settings: GatewaySettings) -> None:
     identity = random_identity(b"g-")
     tracer = open_tracer(settings, "gateway", identity.decode())
     keys = ApiKeys(settings.api_key, settings.api_key_file)
-    link_keys = None if settings.link_keys is None else read_client_keys(settings.link_keys, "gateway")
+    link_keys = read_client_keys(settings.link_keys, "gateway") if settings.link_keys else None
     check_certificate(settings)
     listener = listen(settings.host, settings.port)
     if not keys.needed:

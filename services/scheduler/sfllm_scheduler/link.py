@@ -32,7 +32,8 @@ class Link:
         self._router = RouterLink(context, address, secret, domain=name)
         self._decode = decoder(kinds)
         self._count_malformed = count_malformed
-        self._next_log = 0.0
+        self._next_log = self._next_refusal_log = 0.0
+        self._unsaid_refusals = 0
         self._unlogged = 0
 
     @property
@@ -74,9 +75,14 @@ class Link:
         except (PeerUnreachableError, OutboxFullError):
             self._router.forget(peer)
 
-    def take_refused(self) -> int:
+    def take_refused(self, now: float) -> int:
         """How many connections were refused since the last call, for keys that are missing or not known."""
-        return self._router.take_refused()
+        refused = self._router.take_refused()
+        self._unsaid_refusals += refused
+        if self._unsaid_refusals and now >= self._next_refusal_log:  # a stranger tries 20 times a second
+            log.warning("connections refused for their keys", link=self.name, count=self._unsaid_refusals)
+            self._unsaid_refusals, self._next_refusal_log = 0, now + LOG_INTERVAL_SECONDS
+        return refused
 
     def _log_malformed(self, peer: bytes, error: WireError, now: float) -> None:
         """Say what a peer should not have sent, unless something was said a moment ago."""

@@ -85,7 +85,7 @@ class SchedulerService:
         self._links: list[Link] = []
         self._authenticator: LinkAuthenticator | None = None
         try:
-            if settings.link_keys is not None:
+            if settings.link_keys:
                 self._authenticator = LinkAuthenticator(self._context, settings.link_keys)
             metrics.links(encrypted=self._authenticator is not None)
             self.gateways = self._bind("gateway", settings.gateway_address, GATEWAY_TO_SCHEDULER)
@@ -158,8 +158,7 @@ class SchedulerService:
         self._handle(Tick(), now)
         self._flush(now)
         for link in self._links:
-            if refused := link.take_refused():
-                log.warning("connections refused for their keys", link=link.name, count=refused)
+            if refused := link.take_refused(now):
                 self._observer.count_refused(link.name, refused)
         for failure in self._relay.failures:
             log.warning("asset not pulled", reason=failure)

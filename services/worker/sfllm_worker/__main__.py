@@ -44,7 +44,7 @@ def main() -> int:
     for number in SIGNALS:
         signal.signal(number, _stop_starting)
     try:
-        keys = None if settings.link_keys is None else read_client_keys(settings.link_keys, "worker")
+        keys = read_client_keys(settings.link_keys, "worker") if settings.link_keys else None
         # Before _build: what it imports may initialise CUDA, which then sees this GPU alone.
         gpu = claim_gpu(settings, os.environ)
         worker = assemble(settings, _build(settings), gpu, keys)

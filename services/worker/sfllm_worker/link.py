@@ -37,8 +37,10 @@ _log = structlog.get_logger()
 MAX_MESSAGES_A_TURN = 256
 """Between two steps at most so many are read, so that a flood cannot stop the model."""
 
-LAST_WORDS_SECONDS = 1.0
 REFUSAL_LOG_SECONDS = 10.0
+NEWS_SECONDS = 0.5
+
+LAST_WORDS_SECONDS = 1.0
 """How long `close` waits for the scheduler to take what is left to say."""
 
 
@@ -75,7 +77,7 @@ class SchedulerLink:
             DealerLink(self._context, address, identity, keys=keys) for address in asset_addresses
         ]
         self._keys = keys
-        self._next_refusal_log = 0.0
+        self._next_refusal_log = self._next_news = 0.0
         self._probe = wire.encode(WorkerBeat(NO_LEASE, 0, 0, 0, 0), as_array("Q", ()))
         self._answers: list[Answer] = []
         self.current = 0
@@ -127,16 +129,14 @@ class SchedulerLink:
         """How long the connection to the current scheduler has been lost, as `DealerLink.seconds_lost`."""
         return [dealer.seconds_lost(now) for dealer in self._dealers][self.current]
 
-    @property
-    def is_refused(self) -> bool:
-        """Whether a link waits to try again after a refusal."""
-        return any(dealer.is_refused for dealer in (*self._dealers, *self._asset_dealers))
-
     def explain(self, now: float) -> None:
         """Say why the scheduler does not let this worker in, if it was refused, and now and then again.
 
-        To be called while it is not welcome, and while `is_refused`: an open connection is not.
+        To be called often; it looks once in `NEWS_SECONDS`, which every link needs (`DealerLink.refusal`).
         """
+        if now < self._next_news:
+            return
+        self._next_news = now + NEWS_SECONDS
         refusals = [dealer.refusal(now) for dealer in (*self._dealers, *self._asset_dealers)]
         if not refusals[self.current] or now < self._next_refusal_log:
             return

@@ -122,8 +122,7 @@ class WorkerService:
     def _choose_scheduler(self, now: float) -> None:
         """Ask after other schedulers, go on to the next when one is not there, move to a better one."""
         choice, link, protocol = self._choice, self._link, self._protocol
-        if protocol.lease is None or link.is_refused:
-            link.explain(now)
+        link.explain(now)
         if link.has_others and link.seconds_lost(now) >= RECONNECT_SECONDS and protocol.lease is not None:
             protocol.lose("the connection was lost", now)
         for answer in link.take_answers():
