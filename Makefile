@@ -60,9 +60,9 @@ test-system: install clients $(IMAGE_TOOLS)/.installed ## run the tests that nee
 	$(BIN)/python -m pip install --quiet -r tests/system/requirements.txt
 	SFLLM_SKIP_STACK_TEST=$${SFLLM_SKIP_STACK_TEST-1} $(BIN)/python -m pytest -m system tests/system $(ARGS)
 
-stack-test: install ## build the images, then try the compose stack on a Docker engine; fails where there is none
+stack-test: install ## build the images, try the compose stack on a Docker engine, and hosts on two; fails where there is none
 	$(BIN)/python -m pip install --quiet -r tests/system/requirements.txt
-	$(BIN)/python -m pytest -m system tests/system/test_stack.py $(ARGS)
+	$(BIN)/python -m pytest -m system tests/system/test_stack.py tests/system/test_two_hosts.py $(ARGS)
 
 CHAOS := PYTHONPATH=bench $(BIN)/python -m
 
