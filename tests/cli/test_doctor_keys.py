@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sfllm.api_keys import key_line, new_key
+from sfllm.api_keys import key_line
 from sfllm.link_keys import add_link_key, key_file, make_link_keys
 from sfllm_cli.doctor.evidence import Api, Evidence, Process
 from sfllm_cli.doctor.findings import Finding
@@ -27,8 +27,8 @@ def api_keys(path: Path) -> Finding:
 @pytest.mark.parametrize(
     ("text", "mode", "status", "part"),
     [
-        (key_line("team-a", new_key()) + key_line("team-b", new_key()), 0o640, "ok", "2 keys"),
-        (key_line("team-a", new_key()), 0o664, "problem", "may change it"),
+        (key_line("team-a", "sk-a") + key_line("team-b", "sk-b"), 0o640, "ok", "2 keys"),
+        (key_line("team-a", "sk-a"), 0o664, "problem", "may change it"),
         ("# nobody\n", 0o600, "warning", "nobody is let in"),
         ("", 0o600, "problem", "empty"),
         ("team-a:sk-the-key-itself\n", 0o600, "problem", "line 1 is not NAME:HASH"),
