@@ -94,7 +94,7 @@ def some_steps(vocab_size: int) -> Iterator[StepInputs]:
         contexts = [lengths[row] for row in rows]
         batch = AttentionBatch.build(queries, contexts, [tables[row] for row in rows], BLOCK, "cpu")
         ids = torch.randint(0, vocab_size, (batch.num_tokens,), generator=generator)
-        return StepInputs(ids, batch, batch.last_rows)
+        return StepInputs(ids, batch, batch.last_rows.tolist())
 
     yield step(range(6), lengths)
     for rows in ([0, 1, 2, 3, 4, 5], [5], [0, 3], [1, 2, 4], [0, 1, 2, 3, 4, 5], [4, 5, 0, 1, 2]):

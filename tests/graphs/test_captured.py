@@ -66,7 +66,7 @@ class Run:
             [self.tables[sequence] for sequence, _ in work],
             BLOCK,
         )
-        return StepInputs(torch.tensor(ids), batch, batch.last_rows)
+        return StepInputs(torch.tensor(ids), batch, batch.last_rows.tolist())
 
     @torch.inference_mode()
     def step(self, runner: GraphRunner, work: list[tuple[int, int]]) -> torch.Tensor:
@@ -140,9 +140,7 @@ def test_decodes_run_eagerly_when_some_rows_want_no_logits(plain: Decoder, recor
     runner = captured_runner(plain, run.kv, recorder)
     inputs = run.inputs([(0, 1), (1, 1), (2, 1)])
     for wanted in ([2], [1, 0, 2], [0, 1, 2, 2], []):
-        assert len(runner.run(inputs._replace(logit_rows=torch.tensor(wanted, dtype=torch.int64)))) == len(
-            wanted
-        )
+        assert len(runner.run(inputs._replace(logit_rows=wanted))) == len(wanted)
     assert recorder.replays == 0
 
 
@@ -246,7 +244,7 @@ def test_later_graphs_are_given_up_when_the_device_has_no_memory_for_one(plain: 
     assert not runner.idle()
     assert runner.figures.captured == 1
     steps = AttentionBatch.build([1], [1], [[1]], BLOCK)
-    runner.run(StepInputs(torch.zeros(1, dtype=torch.int64), steps, torch.zeros(1, dtype=torch.int64)))
+    runner.run(StepInputs(torch.zeros(1, dtype=torch.int64), steps, [0]))
     assert runner.figures.replays == 1
 
 

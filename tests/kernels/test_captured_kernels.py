@@ -20,7 +20,7 @@ TABLE = [3, 7]
 def step(lengths: list[int], contexts: list[int]) -> StepInputs:
     batch = AttentionBatch.build(lengths, contexts, [TABLE], BLOCK)
     ids = (batch.positions * 13 + 5) % 500
-    return StepInputs(ids, batch, batch.last_rows)
+    return StepInputs(ids, batch, batch.last_rows.tolist())
 
 
 @torch.inference_mode()

@@ -122,7 +122,7 @@ class Sequences:
         )
         flat = torch.tensor([token for _, tokens in work for token in tokens], device=self.decoder.device)
         hidden = self.decoder.forward(flat, batch.positions, batch, self.kv)
-        logits = self.decoder.logits(hidden)
+        logits = self.decoder.logits(hidden).clone()  # they are valid until the next call
         return list(logits.split([len(tokens) for _, tokens in work]))
 
     def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:

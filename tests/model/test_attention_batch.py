@@ -17,6 +17,30 @@ def test_a_step_of_decodes_and_chunks_is_laid_out_row_by_row() -> None:
     assert batch.block_tables.tolist() == [[7, 2], [3, 0], [9, 4]]
 
 
+@given(
+    st.lists(
+        st.integers(1, 40).flatmap(lambda query: st.tuples(st.just(query), st.integers(query, 60))),
+        min_size=1,
+    ),
+    st.integers(1, 7),
+)
+def test_every_token_has_its_position_and_the_slot_of_its_block(
+    lengths: list[tuple[int, int]], block_size: int
+) -> None:
+    lengths = [(1, context) for _, context in lengths] + lengths
+    tables = [[100 * i + block for block in range(60, 0, -1)] for i in range(len(lengths))]
+    batch = AttentionBatch.build(*map(list, zip(*lengths, strict=True)), tables, block_size=block_size)
+    expected = [
+        (position, table[position // block_size] * block_size + position % block_size)
+        for (query, context), table in zip(lengths, tables, strict=True)
+        for position in range(context - query, context)
+    ]
+    assert batch.num_tokens == len(expected)
+    assert list(zip(batch.positions.tolist(), batch.slot_mapping.tolist(), strict=True)) == expected
+    assert batch.context_lens_tensor.tolist() == [context for _, context in lengths]
+    assert batch.positions[batch.last_rows].tolist() == [context - 1 for _, context in lengths]
+
+
 @pytest.mark.parametrize(
     ("queries", "contexts", "tables", "message"),
     [

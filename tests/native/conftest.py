@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import os
 import platform
 from pathlib import Path
 
@@ -31,4 +33,10 @@ def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param == "avx2" and "avx2" not in Path("/proc/cpuinfo").read_text():
         pytest.skip("this CPU has no AVX2")
     assert torch.get_num_threads()  # with torch comes the OpenMP runtime
-    return open_library(build(tmp_path_factory.mktemp("kernels"), VARIANTS[request.param]))
+    # Built once for all processes that share the tests: each build takes ten seconds.
+    own = tmp_path_factory.getbasetemp()
+    shared = (own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own) / f"kernels-{request.param}"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return open_library(build(shared, VARIANTS[request.param]))

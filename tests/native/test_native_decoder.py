@@ -107,6 +107,17 @@ def test_a_step_without_wanted_logits_computes_none() -> None:
         assert decoder.logits(torch.empty(0, decoder.config.hidden_size)).shape == (0, 512)
 
 
+def test_logits_of_a_later_step_take_no_memory_of_their_own() -> None:
+    decoder = native("float32")
+    hidden = torch.randn(3, decoder.config.hidden_size, generator=torch.Generator().manual_seed(6))
+    with torch.inference_mode():
+        before = decoder.logits(hidden)
+        expected = before.clone()
+        later = decoder.logits(hidden[1:])
+    assert later.data_ptr() == before.data_ptr()
+    assert torch.equal(later, expected[1:])
+
+
 def test_whole_steps_on_matrix_tiles_equal_plain_torch(tmp_path: Path) -> None:
     own = native("bfloat16")
     library = open_library(build(tmp_path, ["-march=native", "-DSFLLM_EMULATE_AMX"]))

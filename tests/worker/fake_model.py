@@ -68,7 +68,7 @@ class FakeRunner:
             stored = self.cache.slots[batch.block_tables[index]].view(-1)[:context_len].tolist()
             contexts += [stored[: context_len - query_len + 1 + offset] for offset in range(query_len)]
         logits = torch.linspace(0.5, 0, VOCAB_SIZE).repeat(len(inputs.logit_rows), 1)
-        for row, position in enumerate(inputs.logit_rows.tolist()):
+        for row, position in enumerate(inputs.logit_rows):
             assert min(contexts[position]) >= 0, "a slot is read that was never written"
             logits[row, next_token(contexts[position])] = 1.0
             if self.faults and is_faulty(contexts[position]):

@@ -48,8 +48,12 @@ class Copies:
 
     def of(self, tensor: Tensor) -> Tensor:
         """A contiguous copy of a tensor of the host."""
-        start = self._used
-        if start + tensor.nbytes > self._chunk.nbytes:
-            self._chunk, start = zeros((max(_CHUNK_BYTES, tensor.nbytes),), torch.uint8), 0
-        self._used = start + tensor.nbytes + -tensor.nbytes % _LINE_BYTES
-        return self._chunk[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        return self.room(tensor.shape, tensor.dtype).copy_(tensor)
+
+    def room(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Zeros where the next copy would be."""
+        size, start = math.prod(shape) * dtype.itemsize, self._used
+        if start + size > self._chunk.nbytes:
+            self._chunk, start = zeros((max(_CHUNK_BYTES, size),), torch.uint8), 0
+        self._used = start + size + -size % _LINE_BYTES
+        return self._chunk[start : start + size].view(dtype).view(shape)

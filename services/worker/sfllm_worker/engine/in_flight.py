@@ -62,7 +62,7 @@ def lay_out(
         for sequence, start, count in spans:
             first = first_token[sequence] + start - 1
             wanted += range(first, first + count)
-    return StepInputs(token_ids, batch, torch.tensor(wanted, dtype=torch.int64))
+    return StepInputs(token_ids, batch, wanted)
 
 
 def token_ids_of(plan: StepPlan, before: StepInFlight | None, staging: Staging) -> Tensor:
@@ -75,7 +75,7 @@ def token_ids_of(plan: StepPlan, before: StepInFlight | None, staging: Staging) 
     for sequence, num_tokens, start, _ in plan.rows:
         ids += sequence.tokens[start : start + num_tokens]
     if before is None or len(ids) == sum(row.num_tokens for row in plan.rows):
-        return torch.tensor(ids, dtype=torch.int64)
+        return torch.from_numpy(np.array(ids, dtype=np.int64))
     return _fed_token_ids(plan, before, staging)
 
 

@@ -97,7 +97,7 @@ class CapturedRunner:
         batch = inputs.batch
         if inputs.on_hidden is not None:
             return None
-        if batch.num_decodes != len(batch.query_lens) or not inputs.logit_rows.equal(batch.last_rows):
+        if batch.num_decodes != len(batch.query_lens) or not inputs.wants_all_logits:
             return None
         return self._index.find(batch.num_tokens, max(batch.context_lens))
 

@@ -99,4 +99,4 @@ def _prefill(tokens: int, logit_rows: int, block_size: int) -> StepInputs:
     """One long chunk of a prompt, with logits of as many tokens as a step could want."""
     blocks = [1 + i for i in range(-(-tokens // block_size))]
     batch = AttentionBatch.build([tokens], [tokens], [blocks], block_size)
-    return StepInputs(torch.zeros(tokens, dtype=torch.int64), batch, torch.arange(min(tokens, logit_rows)))
+    return StepInputs(torch.zeros(tokens, dtype=torch.int64), batch, list(range(min(tokens, logit_rows))))

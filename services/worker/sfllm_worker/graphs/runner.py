@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from sfllm_worker.graphs.figures import GraphFigures
@@ -22,14 +23,20 @@ class StepInputs(NamedTuple):
     """What a step is, on the host: the runner moves it to the device.
 
     `token_ids` int64 [num_tokens] in the batch's order; on the device already when tokens of a step that
-    was not read yet are among them. `logit_rows` int64 [num_logit_rows] are the tokens whose logits are
-    wanted. `on_hidden`, if any, gets the final hidden rows [num_tokens, hidden_size] of all tokens.
+    was not read yet are among them. `logit_rows` are the tokens whose logits are wanted, as rows of the
+    batch. `on_hidden`, if any, gets the final hidden rows [num_tokens, hidden_size] of all tokens.
     """
 
     token_ids: Tensor
     batch: AttentionBatch
-    logit_rows: Tensor
+    logit_rows: list[int]
     on_hidden: Callable[[Tensor], None] | None = None
+
+    @property
+    def wants_all_logits(self) -> bool:
+        """Whether those of every token are wanted, in their order."""
+        count = self.batch.num_tokens
+        return len(self.logit_rows) == count and self.logit_rows == list(range(count))
 
 
 class GraphRunner(Protocol):
@@ -64,16 +71,15 @@ class EagerRunner:
         """Logits, float32 [num_logit_rows, vocab_size]."""
         self.figures.eager_steps += 1
         token_ids = inputs.token_ids
+        rows = [] if inputs.wants_all_logits else [torch.tensor(inputs.logit_rows, dtype=torch.int64)]
         if token_ids.device == self._kv.device:
-            batch, [rows] = self._staging.batch_to_device(inputs.batch, [inputs.logit_rows])
+            batch, rows = self._staging.batch_to_device(inputs.batch, rows)
         else:
-            batch, [rows, token_ids] = self._staging.batch_to_device(
-                inputs.batch, [inputs.logit_rows, token_ids]
-            )
+            batch, [token_ids, *rows] = self._staging.batch_to_device(inputs.batch, [token_ids, *rows])
         hidden = self._decoder.forward(token_ids, batch.positions, batch, self._kv)
         if inputs.on_hidden is not None:
             inputs.on_hidden(hidden)
-        return self._decoder.logits(hidden[rows])
+        return self._decoder.logits(hidden.index_select(0, *rows) if rows else hidden)
 
     def idle(self) -> bool:
         """There is nothing to prepare."""

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sfllm_worker.kv.cache import PADDING_BLOCK
-
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -55,50 +53,73 @@ class AttentionBatch:
         without the batching of the decodes. Raises `ValueError` when the lengths contradict each other
         or a table is too short for its context.
         """
-        queries = np.array(query_lens, dtype=np.int64)
-        contexts = np.array(context_lens, dtype=np.int64)
-        blocks = (contexts + (block_size - 1)) // block_size
-        _check(queries, contexts, block_tables, blocks)
-        longer = np.flatnonzero(queries != 1)
-        # NumPy on the host, because torch takes several times as long for tensors as small as these.
-        tables = _padded(block_tables, blocks.tolist())
-        ends = queries.cumsum()
-        num_tokens = int(ends[-1])
-        rows = np.repeat(np.arange(len(queries)), queries)
-        positions = np.arange(num_tokens) + (contexts - ends)[rows]
-        slots = tables[rows, positions // block_size] * block_size + positions % block_size
+        blocks = [-(-context // block_size) for context in context_lens]
+        _check(query_lens, context_lens, block_tables, blocks)
+        count, width = len(blocks), max(blocks)
+        num_decodes = next((i for i, query in enumerate(query_lens) if query != 1), count)
+        positions = [context - 1 for context in context_lens[:num_decodes]]
+        slots = [
+            table[position // block_size] * block_size + position % block_size
+            for table, position in zip(block_tables, positions, strict=False)
+        ]
+        for i in range(num_decodes, count):
+            start, end = context_lens[i] - query_lens[i], context_lens[i]
+            positions += range(start, end)
+            slots += _slots(block_tables[i], start, end, block_size)
+        last_rows = [end - 1 for end in accumulate(query_lens)]
+        tables = _padded(block_tables, blocks, width)
+        # In one array: a step has just read all weights, so the code and data of each operation, however
+        # small, come from memory again.
+        parts = (context_lens, last_rows, positions, slots, tables)
+        packed = torch.from_numpy(np.array([*chain.from_iterable(parts)], dtype=np.int64))
+        context_lens_tensor, last_rows_tensor, positions_tensor, slot_mapping, block_tables_tensor = (
+            part.to(device) for part in packed.split_with_sizes([len(part) for part in parts])
+        )
         return cls(
             query_lens=tuple(query_lens),
             context_lens=tuple(context_lens),
-            num_decodes=int(longer[0]) if len(longer) else len(queries),
-            num_tokens=num_tokens,
+            num_decodes=num_decodes,
+            num_tokens=len(positions),
             block_size=block_size,
-            block_tables=torch.from_numpy(tables).to(device),
-            context_lens_tensor=torch.from_numpy(contexts).to(device),
-            slot_mapping=torch.from_numpy(slots).to(device),
-            positions=torch.from_numpy(positions).to(device),
-            last_rows=torch.from_numpy(ends - 1).to(device),
+            block_tables=block_tables_tensor.view(count, width),
+            context_lens_tensor=context_lens_tensor,
+            slot_mapping=slot_mapping,
+            positions=positions_tensor,
+            last_rows=last_rows_tensor,
         )
 
 
-def _padded(block_tables: Sequence[Sequence[int]], counts: list[int]) -> Integers:
-    """The first blocks of each table, padded to the longest."""
-    width = max(counts)
+def _slots(table: Sequence[int], start: int, end: int, block_size: int) -> list[int]:
+    """Where positions `start .. end - 1` of a sequence lie, block by block."""
+    slots: list[int] = []
+    for index in range(start // block_size, -(-end // block_size)):
+        first = index * block_size
+        offset = table[index] * block_size - first
+        slots += range(offset + max(start, first), offset + min(end, first + block_size))
+    return slots
+
+
+def _padded(block_tables: Sequence[Sequence[int]], counts: Sequence[int], width: int) -> list[int]:
+    """The first blocks of each table, one table after the other, each padded to `width`."""
     padding = [PADDING_BLOCK] * width
     flat: list[int] = []
     for table, count in zip(block_tables, counts, strict=True):
         flat += table[:count]
         flat += padding[count:]
-    return np.array(flat, dtype=np.int64).reshape(-1, width)
+    return flat
 
 
 def _check(
-    queries: Integers, contexts: Integers, block_tables: Sequence[Sequence[int]], blocks: Integers
+    query_lens: Sequence[int],
+    context_lens: Sequence[int],
+    block_tables: Sequence[Sequence[int]],
+    blocks: Sequence[int],
 ) -> None:
-    if not len(queries) or not len(queries) == len(contexts) == len(block_tables):
+    if not len(query_lens) or not len(query_lens) == len(context_lens) == len(block_tables):
         raise ValueError("a step needs a query length, a context length and a block table per sequence")
-    for i in np.flatnonzero((queries < 1) | (queries > contexts)).tolist():
-        raise ValueError(f"sequence {i}: query length {queries[i]} does not fit context length {contexts[i]}")
-    lengths = np.array([len(table) for table in block_tables])
-    for i in np.flatnonzero(lengths < blocks).tolist():
-        raise ValueError(f"sequence {i}: {lengths[i]} blocks cannot hold {contexts[i]} tokens")
+    for i, (query, context) in enumerate(zip(query_lens, context_lens, strict=True)):
+        if not 0 < query <= context:
+            raise ValueError(f"sequence {i}: query length {query} does not fit context length {context}")
+    for i, (table, needed) in enumerate(zip(block_tables, blocks, strict=True)):
+        if len(table) < needed:
+            raise ValueError(f"sequence {i}: {len(table)} blocks cannot hold {context_lens[i]} tokens")

@@ -82,7 +82,10 @@ class TextModel(Protocol):
         ...
 
     def logits(self, hidden_rows: Tensor) -> Tensor:
-        """Logits float32 `[n, vocab_size]` of rows `[n, hidden_size]` of `forward`'s result."""
+        """Logits float32 `[n, vocab_size]` of rows `[n, hidden_size]` of `forward`'s result.
+
+        They are valid until the next call, and the caller may change them.
+        """
         ...
 
 
@@ -161,7 +164,10 @@ class Decoder:
         return rms_norm(hidden, self.weights.final_norm, eps)
 
     def logits(self, hidden_rows: Tensor) -> Tensor:
-        """Logits float32 `[n, vocab_size]` of the given rows `[n, hidden_size]` of `forward`'s result."""
+        """Logits float32 `[n, vocab_size]` of the given rows `[n, hidden_size]` of `forward`'s result.
+
+        They are valid until the next call, and the caller may change them.
+        """
         logits = self.weights.head(hidden_rows)
         if self.config.final_soft_cap is not None:
             logits = soft_cap(logits, self.config.final_soft_cap)

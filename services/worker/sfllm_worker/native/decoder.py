@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import time
+import weakref
 from ctypes import byref
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,19 +11,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sfllm_worker import large_pages
 from sfllm_worker.kv.cache import KVCache
-from sfllm_worker.large_pages import Copies
 from sfllm_worker.model.attention import AttentionBatch
 from sfllm_worker.model.config import ModelConfig
 from sfllm_worker.model.decoder import Decoder, DecoderWeights, LayerWeights
-from sfllm_worker.model.layers import Linear, embed, soft_cap
+from sfllm_worker.model.layers import Embedding, Linear, soft_cap
 from sfllm_worker.model.rope import Rotary
 from sfllm_worker.native import structures as s
 from sfllm_worker.native.attention import ELEMENT_TYPES, batch_spec
 from sfllm_worker.native.library import check
 from sfllm_worker.native.panels import PanelEmbedding, PanelLinear, pack_linear
 from sfllm_worker.native.quantized_panels import QuantizedPanelLinear
-from sfllm_worker.native.threads import ThreadChoice
+from sfllm_worker.native.unpacked import keep_unpacked
 
 _ACTIVATIONS = {"silu": 0, "swish": 0, "gelu": 1, "gelu_pytorch_tanh": 2}
 _FIRST_TABLE_ROWS = 2048
@@ -41,53 +41,68 @@ class NativeDecoder(Decoder):
         super().__init__(config, _packed(config, weights))
         self._library = library
         self._element_type = ELEMENT_TYPES[self.dtype]
+        self.unpacked_bytes = keep_unpacked(_quantized(self.weights), library)
+        """Memory that unpacked copies of quantized weights take beside them."""
         self._tables = [_RotationTable(rotary) for rotary in self._rotaries]
         self._rotations = (s.RotationSpec * max(1, len(self._tables)))()
         # The structures hold bare addresses: these tensors must live as long.
         self._kept: list[Tensor] = []
         self._model = self._model_spec()
+        self._embedding = _embedding_matrix(self.weights.embedding)
         self._head = _matrix(self.weights.head)
-        self._choice = ThreadChoice()
-        self._threads = torch.get_num_threads()
+        self._kv: KVCache | None = None
+        # A thread that helped with a step may be slow to let go of what it read.
+        weakref.finalize(self, library.sfllm_wait_for_helpers)
         self._memory = _WorkingMemory(0, torch.empty(0), torch.empty(0), torch.empty(0))
+        self._logits = torch.empty(0, config.vocab_size)
 
     def forward(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache) -> Tensor:
         """Run one step and write its keys and values into `kv`; see `Decoder.forward`."""
         tokens = batch.num_tokens
-        smallest, largest = token_ids.aminmax()
-        if smallest < 0 or largest >= self.config.vocab_size:
-            raise IndexError(f"token ids must be within 0 .. {self.config.vocab_size - 1}")
         memory = self._working_memory(tokens)
+        self._embed(token_ids, memory.hidden)
+        longest = max(batch.context_lens)
         for index, table in enumerate(self._tables):
-            rows = table.covering(max(batch.context_lens))
-            self._rotations[index] = s.RotationSpec(rows.data_ptr(), rows.shape[1])
-        hidden = memory.hidden[:tokens].copy_(embed(token_ids, self.weights.embedding))
-        if self._embedding_scale is not None:
-            hidden *= self._embedding_scale
+            self._rotations[index] = table.covering(longest)
         result = torch.empty(tokens, self.config.hidden_size, dtype=self.dtype)
         step = batch_spec(batch)
-        step.threads = self._threads = self._choice.choose(tokens, torch.get_num_threads())
+        step.threads = torch.get_num_threads()
         step.positions = positions.data_ptr()
         step.rotations, step.result = self._rotations, result.data_ptr()
-        step.hidden, step.added = hidden.data_ptr(), memory.added.data_ptr()
+        step.hidden, step.added = memory.hidden.data_ptr(), memory.added.data_ptr()
         step.narrow = memory.narrow.data_ptr()
+        self._keep(kv)
         cache = s.KVSpec(kv.storage.data_ptr(), kv.num_blocks, kv.block_size)
-        started = time.perf_counter()
         check(self._library.sfllm_decoder_step(byref(self._model), byref(cache), byref(step)))
-        self._choice.saw(tokens, time.perf_counter() - started)
         return result
 
     def logits(self, hidden_rows: Tensor) -> Tensor:
-        """Logits float32 `[n, vocab_size]` of the given rows `[n, hidden_size]` of `forward`'s result."""
+        """Logits float32 `[n, vocab_size]` of the given rows `[n, hidden_size]`; see `Decoder.logits`."""
         rows = hidden_rows.contiguous()
-        size = self.config.vocab_size
-        out = torch.empty(len(rows), size, dtype=torch.float32)
-        if len(rows):
-            arguments = (rows.data_ptr(), len(rows), size, out.data_ptr(), self._threads)
+        count, size = len(rows), self.config.vocab_size
+        if len(self._logits) < count:
+            # Used again and again: the kernel would have to find and clear megabytes for every step.
+            self._logits = large_pages.zeros((count, size), torch.float32)
+        out = self._logits[:count]
+        if count:
+            arguments = (rows.data_ptr(), count, size, out.data_ptr(), torch.get_num_threads())
             check(self._library.sfllm_linear(self._element_type, byref(self._head), *arguments))
         if self.config.final_soft_cap is not None:
             out = soft_cap(out, self.config.final_soft_cap)
         return out
+
+    def _embed(self, token_ids: Tensor, hidden: Tensor) -> None:
+        """Begin with the tokens' rows. Raises IndexError for ids outside of the vocabulary."""
+        size, scale = self.config.vocab_size, self._embedding_scale
+        tokens = (token_ids.data_ptr(), len(token_ids), 1.0 if scale is None else scale)
+        arguments = (byref(self._embedding), size, *tokens, hidden.data_ptr(), torch.get_num_threads())
+        if self._library.sfllm_embed(self._element_type, *arguments):
+            raise IndexError(f"token ids must be within 0 .. {size - 1}")
+
+    def _keep(self, kv: KVCache) -> None:
+        if kv is not self._kv:
+            self._library.sfllm_wait_for_helpers()
+            self._kv = kv
 
     def _working_memory(self, tokens: int) -> _WorkingMemory:
         """Buffers for a step of so many tokens; they grow to the largest step and are used again."""
@@ -160,21 +175,24 @@ class _RotationTable:
 
     def __init__(self, rotary: Rotary) -> None:
         self._rotary = rotary
-        self._rows = torch.empty(0, rotary.dim)
+        self._length = 0
+        self._spec = s.RotationSpec()
 
-    def covering(self, length: int) -> Tensor:
-        """float32 `[at least length, channels]`: cosines, then sines, of each position."""
-        if length > len(self._rows):
-            count = max(_FIRST_TABLE_ROWS, length, 2 * len(self._rows))
+    def covering(self, length: int) -> s.RotationSpec:
+        """A table of at least so many positions; it is valid until a longer one is asked for."""
+        if length > self._length:
+            self._length = count = max(_FIRST_TABLE_ROWS, length, 2 * self._length)
             cosines, signed = self._rotary.rotation(torch.arange(count), torch.float32)
             half = self._rotary.dim // 2
             self._rows = torch.cat((cosines[:, 0, :half], signed[:, 0, half:]), dim=1)
-        return self._rows
+            """float32 `[length, channels]`: cosines, then sines, of each position."""
+            self._spec = s.RotationSpec(self._rows.data_ptr(), self._rows.shape[1])
+        return self._spec
 
 
 def _packed(config: ModelConfig, weights: DecoderWeights) -> DecoderWeights:
     """The same weights as native products read them, in the order in which a step does."""
-    copies = Copies()
+    copies = large_pages.Copies()
     layers = tuple(
         replace(
             layer,
@@ -190,6 +208,20 @@ def _packed(config: ModelConfig, weights: DecoderWeights) -> DecoderWeights:
     return replace(weights, embedding=embedding, layers=layers, head=head)
 
 
+def _quantized(weights: DecoderWeights) -> list[QuantizedPanelLinear]:
+    """The quantized weights in the order in which a step reads them."""
+    layers = [(w.qkv, w.attention_output, w.gate_up, w.down) for w in weights.layers]
+    every = [linear for layer in layers for linear in layer] + [weights.head]
+    return [linear for linear in every if isinstance(linear, QuantizedPanelLinear)]
+
+
 def _matrix(linear: Linear) -> s.Matrix:
     assert isinstance(linear, PanelLinear | QuantizedPanelLinear)
     return linear.matrix()
+
+
+def _embedding_matrix(embedding: Tensor | Embedding) -> s.Matrix:
+    if isinstance(embedding, PanelEmbedding):
+        return embedding.matrix()
+    assert isinstance(embedding, Tensor)
+    return s.Matrix(embedding.data_ptr(), None, *embedding.shape, s.PLAIN_ROWS)

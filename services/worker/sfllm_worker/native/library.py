@@ -11,8 +11,14 @@ from sfllm_worker.native.build import BuildError
 
 _SIGNATURES = {
     "sfllm_decoder_step": (c_int, [POINTER(s.ModelSpec), POINTER(s.KVSpec), POINTER(s.StepSpec)]),
+    "sfllm_wait_for_helpers": (None, []),
     "sfllm_uses_tiles": (c_int, [c_int64]),
     "sfllm_linear": (c_int, [c_int64, POINTER(s.Matrix), c_void_p, c_int64, c_int64, c_void_p, c_int64]),
+    "sfllm_unpack": (None, [c_int64, POINTER(s.Matrix), c_void_p, c_int64]),
+    "sfllm_embed": (
+        c_int,
+        [c_int64, POINTER(s.Matrix), c_int64, c_void_p, c_int64, c_float, c_void_p, c_int64],
+    ),
     "sfllm_attend": (c_int, [POINTER(s.AttentionSpec), POINTER(s.StepSpec)]),
     "sfllm_store_kv": (None, [POINTER(s.AttentionSpec), POINTER(s.StepSpec), c_void_p, c_void_p]),
     "sfllm_sample": (c_int, [c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_int64]),

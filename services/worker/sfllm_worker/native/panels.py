@@ -85,6 +85,10 @@ class PanelEmbedding:
         """`[n, hidden_size]` for int64 `[n]`."""
         return self._head.rows(token_ids)
 
+    def matrix(self) -> s.Matrix:
+        """What the native library is given; this object must live as long."""
+        return self._head.matrix()
+
 
 def pack_linear(linear: Linear, unit: int, copies: Copies) -> PanelLinear | QuantizedPanelLinear:
     """The same layer in panels, which are among the `copies`; the given one is used up.

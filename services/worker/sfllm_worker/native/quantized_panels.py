@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from torch import Tensor
@@ -9,6 +11,8 @@ from torch import Tensor
 from sfllm_worker.native import structures as s
 from sfllm_worker.quant.panels import PANEL, pack_panels, panel_rows
 from sfllm_worker.quant.weight import QuantizedWeight
+
+_WORD_BYTES = 4
 
 
 class QuantizedPanelLinear:
@@ -20,14 +24,26 @@ class QuantizedPanelLinear:
         """Of the activations, to which weights are rounded when they are multiplied."""
         self.unit = unit
         self.panels = pack_panels(weight, unit)
+        self.unpacked: Tensor | None = None
+        """int32 `unpacked_shape`, if kept: the panels that `PanelLinear` has of the de-quantized weight."""
         padding = (0, -unit % PANEL)
         self.bias = None if bias is None else F.pad(bias.float().view(-1, unit), padding).flatten()
 
     @property
     def weight_bytes(self) -> int:
-        """Memory that weight and bias take."""
+        """Memory that weight and bias take, without `unpacked`."""
         bias_bytes: int = 0 if self.bias is None else self.bias.nbytes
         return int(self.panels.data.nbytes) + bias_bytes
+
+    @property
+    def unpacked_shape(self) -> tuple[int, int, int]:
+        """Panels, words of `dtype` in a row, and rows of a panel."""
+        return len(self.panels.data), self.in_features * self.dtype.itemsize // _WORD_BYTES, PANEL
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Memory that `unpacked` takes, or would."""
+        return math.prod(self.unpacked_shape) * _WORD_BYTES
 
     @property
     def device(self) -> torch.device:
@@ -49,4 +65,7 @@ class QuantizedPanelLinear:
         """What the native library is given; this object must live as long."""
         data = self.panels.data
         bias = None if self.bias is None else self.bias.data_ptr()
-        return s.Matrix(data.data_ptr(), bias, len(data) * PANEL, self.in_features, self.panels.kind)
+        unpacked = None if self.unpacked is None else self.unpacked.data_ptr()
+        return s.Matrix(
+            data.data_ptr(), bias, len(data) * PANEL, self.in_features, self.panels.kind, unpacked
+        )

@@ -6,13 +6,20 @@ from ctypes import POINTER, Structure, c_double, c_float, c_int64, c_uint64, c_v
 
 FLOAT32, BFLOAT16 = 0, 1
 
+PLAIN_ROWS = -1
+"""The kind of an embedding that is no panels; see `src/embedding.h`."""
+
 
 class Matrix(Structure):
-    """A weight `[rows, columns]` in panels, its bias in float32, and the kind of panels (`quant.panels`)."""
+    """A weight `[rows, columns]` in panels, its bias in float32, and the kind of panels (`quant.panels`).
+
+    `unpacked` is what a quantized one is for products of many tokens, or null.
+    """
 
     _fields_ = (
         *((name, c_void_p) for name in ("weight", "bias")),
         *((name, c_int64) for name in ("rows", "columns", "kind")),
+        ("unpacked", c_void_p),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from ctypes import c_bool, c_int64
 from types import MappingProxyType
 
 import numpy as np
@@ -17,16 +18,13 @@ from sfllm_worker.native.structures import SampleSpec
 from sfllm_worker.sampling.adjust import SamplingRow
 
 GREEDY_BELOW_TEMPERATURE = 1e-5
-_SPECS = np.dtype(SampleSpec)
 _SEED_MASK = 0xFFFFFFFFFFFFFFFF
-_GREEDY = (1.0, 0.0, 0.0, 0, 0, 0, 0)
-_ALL_ALLOWED = 0
 _NO_MASKS: Mapping[int, npt.NDArray[np.int64]] = MappingProxyType({})
 
 
 def can_choose_natively(logits: Tensor) -> bool:
     """Whether these logits are on a CPU that has the library."""
-    return logits.device.type == "cpu" and logits.is_contiguous() and native_library() is not None
+    return logits.is_cpu and logits.is_contiguous() and native_library() is not None
 
 
 def choose_natively(
@@ -38,19 +36,21 @@ def choose_natively(
     """
     library = native_library()
     assert isinstance(library, ctypes.CDLL)
-    allowed = {index: mask.ctypes.data for index, mask in masks.items()}
-    fields = [(*_spec(row), allowed.get(index, _ALL_ALLOWED)) for index, row in enumerate(rows)]
-    specs = np.array(fields, dtype=_SPECS)
-    tokens, sound = np.empty(len(rows), dtype=np.int64), np.empty(len(rows), dtype=np.bool_)
-    results = (tokens.ctypes.data, sound.ctypes.data, torch.get_num_threads())
-    check(library.sfllm_sample(logits.data_ptr(), *logits.shape, specs.ctypes.data, *results))
-    return tokens.tolist(), sound.tolist()
+    count = len(rows)
+    specs: ctypes.Array[SampleSpec] | None = None
+    if masks or any(row.sampling.temperature >= GREEDY_BELOW_TEMPERATURE for row in rows):
+        specs = (SampleSpec * count)(*[_spec(row, masks.get(index)) for index, row in enumerate(rows)])
+    tokens, sound = (c_int64 * count)(), (c_bool * count)()
+    results = (tokens, sound, torch.get_num_threads())
+    check(library.sfllm_sample(logits.data_ptr(), count, logits.shape[1], specs, *results))
+    return tokens[:], sound[:]
 
 
-def _spec(row: SamplingRow) -> tuple[float, float, float, int, int, int, int]:
-    """The fields of a `SampleSpec` but for the last."""
+def _spec(row: SamplingRow, mask: npt.NDArray[np.int64] | None) -> SampleSpec:
     s = row.sampling
+    allowed = None if mask is None else mask.ctypes.data
     if s.temperature < GREEDY_BELOW_TEMPERATURE:
-        return _GREEDY
-    position = len(row.tokens) + row.unread - row.prompt_count
-    return s.top_p, s.temperature, s.min_p, s.top_k, s.seed & _SEED_MASK, position, row.choice
+        return SampleSpec(allowed=allowed)
+    return SampleSpec(
+        *(s.top_p, s.temperature, s.min_p, s.top_k, s.seed & _SEED_MASK, row.position, row.choice, allowed)
+    )

@@ -1,23 +1,33 @@
 // The functions that Python calls. Each returns 0, or 1 when memory ran out.
 
 #include "decoder.h"
+#include "embedding.h"
+#include "led_step.h"
 #include "sampling.h"
 
 namespace {
 
 template <class T> void decoder_step(const ModelSpec &model, const KVSpec &kv, const StepSpec &step) {
+    if (is_led(step.num_tokens, step.threads)) return LedStep<T>::run(model, kv, step);
     DecoderStep<T> run(model, kv, step);
 #pragma omp parallel num_threads((int)step.threads)
     run.run();
 }
 
 template <class T> void linear(const Matrix &matrix, const T *x, int64_t tokens, int64_t outputs, float *y, int64_t threads) {
+    if (is_led(tokens, threads)) return led_product(matrix, x, tokens, outputs, y, threads);
     Team team(threads);
 #pragma omp parallel num_threads((int)threads)
     {
         team.begin();
         product(team, x, matrix.columns, tokens, matrix, outputs, y, outputs, Into::REPLACE);
     }
+}
+
+template <class T>
+void embed(const Matrix &weight, const int64_t *tokens, int64_t count, float scale, float *out, int64_t threads) {
+#pragma omp parallel for num_threads((int)threads)
+    for (int64_t i = 0; i < count; i++) embed_token<T>(weight, tokens[i], scale, out + i * weight.columns);
 }
 
 Shape shape_of(const AttentionSpec &spec) {
@@ -81,6 +91,9 @@ int sfllm_uses_tiles(int64_t element_type) {
 #endif
 }
 
+// Before weights or a cache go that steps have used.
+void sfllm_wait_for_helpers() { Helpers::all().wait(); }
+
 int sfllm_decoder_step(const ModelSpec *model, const KVSpec *kv, const StepSpec *step) {
     return guarded([&] {
         if (model->element_type == BFLOAT16)
@@ -101,6 +114,29 @@ int sfllm_linear(int64_t element_type, const Matrix *matrix, const void *x, int6
     });
 }
 
+// The words of a quantized weight's panels, as a dense weight's lie.
+void sfllm_unpack(int64_t element_type, const Matrix *matrix, void *out, int64_t threads) {
+    if (element_type == BFLOAT16)
+        unpack_matrix<bf16>(*matrix, (uint32_t *)out, threads);
+    else
+        unpack_matrix<float>(*matrix, (uint32_t *)out, threads);
+}
+
+// `y[count][columns]`: rows of an embedding times `scale`, in float32. Returns 1 where a token is not below
+// `vocab_size`.
+int sfllm_embed(int64_t element_type, const Matrix *weight, int64_t vocab_size, const int64_t *tokens, int64_t count,
+                float scale, float *y, int64_t threads) {
+    for (int64_t i = 0; i < count; i++)
+        if (tokens[i] < 0 || tokens[i] >= vocab_size) return 1;
+    // Few rows are not worth waking a thread.
+    if (count < 64) threads = 1;
+    if (element_type == BFLOAT16)
+        embed<bf16>(*weight, tokens, count, scale, y, threads);
+    else
+        embed<float>(*weight, tokens, count, scale, y, threads);
+    return 0;
+}
+
 int sfllm_attend(const AttentionSpec *spec, const StepSpec *step) {
     return guarded([&] {
         if (spec->element_type == BFLOAT16)
@@ -118,16 +154,18 @@ void sfllm_store_kv(const AttentionSpec *spec, const StepSpec *step, const void 
         store_kv(*spec, *step, (const float *)keys, (const float *)values);
 }
 
-// A token for each row of logits, which are overwritten. `sound` says whether a row had one to give.
+// A token for each row of logits, which are overwritten. Without `specs` all rows are greedy. `sound` says
+// whether a row had one to give.
 int sfllm_sample(float *logits, int64_t rows, int64_t size, const SampleSpec *specs, int64_t *tokens,
                  uint8_t *sound, int64_t threads) {
     return guarded([&] {
-        // Small rows are not worth waking a thread.
-        if (rows * size < 1 << 16) threads = 1;
-        const Scratch scratch(threads, RandomToken::scratch_floats(size));
+        // Others are woken and waited for, which takes far longer where their core is needed elsewhere.
+        if (rows * size < (specs ? 1 << 18 : 1 << 21)) threads = 1;
+        const Scratch scratch(threads, specs ? RandomToken::scratch_floats(size) : 0);
+        const SampleSpec greedy{};
 #pragma omp parallel for schedule(dynamic) num_threads((int)threads)
         for (int64_t i = 0; i < rows; i++)
-            sound[i] = sample_row(logits + i * size, size, specs[i], scratch.mine(), tokens[i]);
+            sound[i] = sample_row(logits + i * size, size, specs ? specs[i] : greedy, scratch.mine(), tokens[i]);
     });
 }
 

@@ -144,6 +144,13 @@ static void panel_by_tiles(const bf16 *x, size_t x_stride, int tokens, const uin
 }
 #endif
 
+// What `tokens` tokens fetch while they multiply a panel: the next one, unless that is null, or the memory would
+// rest while tiles compute.
+inline Ahead fetch_next(const uint32_t *panel, const char *next, int tokens) {
+    const int tiles = (tokens + TILE_TOKENS - 1) / TILE_TOKENS;
+    return {next ? next : (const char *)panel, next ? PANEL * sizeof(float) / tiles : 0};
+}
+
 // `tokens` rows of `x` times the first `count` rows of panel `index`; `y` points at the first output.
 // `next` is the panel that this thread is likely to need afterwards.
 template <class T>
@@ -155,10 +162,7 @@ static void linear_panel(const T *x, size_t x_stride, int tokens, const Matrix &
     const int words = (int)(matrix.columns / PER_WORD<T>);
     const uint32_t *panel = (const uint32_t *)panel_memory(matrix, index, bytes);
     const float *bias = matrix.bias ? matrix.bias + index * PANEL : nullptr;
-    const int tiles = (tokens + TILE_TOKENS - 1) / TILE_TOKENS;
-    // Or the memory would rest while tiles compute.
-    const bool fetch = next < matrix.rows / PANEL;
-    Ahead ahead{fetch ? panel_memory(matrix, next, bytes) : (const char *)panel, fetch ? PANEL * sizeof(float) / tiles : 0};
+    const Ahead ahead = fetch_next(panel, next < matrix.rows / PANEL ? panel_memory(matrix, next, bytes) : nullptr, tokens);
 #if SFLLM_AMX
     if constexpr (sizeof(T) == sizeof(bf16))
         if (amx::serves(matrix.columns))

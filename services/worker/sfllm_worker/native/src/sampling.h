@@ -34,22 +34,33 @@ inline float uniform_number(const SampleSpec &spec) {
 
 // The first largest logit's index, and whether the row is sound: no NaN, and something finite to choose.
 inline bool best_token(const float *logits, int64_t size, int64_t &token) {
-    vf best = splat(-INFINITY);
+    constexpr int64_t BLOCK = 64 * LANES;
+    float top = -INFINITY;
     vi odd = {};
-    int64_t i = 0;
-    for (; i + LANES <= size; i += LANES) {
-        const vf x = load(logits + i);
-        odd |= x != x;
-        best = maximum(best, x);
-    }
-    float top = largest(best);
     bool has_nan = false;
-    for (int lane = 0; lane < LANES; lane++) has_nan |= odd[lane] != 0;
-    for (; i < size; i++) {
-        has_nan |= logits[i] != logits[i];
-        top = std::max(top, logits[i]);
+    int64_t best_block = 0;
+    for (int64_t start = 0; start < size; start += BLOCK) {
+        const int64_t end = std::min(size, start + BLOCK);
+        vf best = splat(-INFINITY);
+        int64_t i = start;
+        for (; i + LANES <= end; i += LANES) {
+            const vf x = load(logits + i);
+            odd |= x != x;
+            best = maximum(best, x);
+        }
+        float block_top = largest(best);
+        for (; i < end; i++) {
+            has_nan |= logits[i] != logits[i];
+            block_top = std::max(block_top, logits[i]);
+        }
+        if (block_top > top) {
+            top = block_top;
+            best_block = start;
+        }
     }
-    token = std::find(logits, logits + size, top) - logits;
+    for (int lane = 0; lane < LANES; lane++) has_nan |= odd[lane] != 0;
+    // Only the block that had it first is searched.
+    token = std::find(logits + best_block, logits + size, top) - logits;
     return !has_nan && std::isfinite(top);
 }
 

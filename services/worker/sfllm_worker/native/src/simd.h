@@ -15,6 +15,15 @@
 
 #define INLINE inline __attribute__((always_inline))
 
+// For a thread that looks again and again whether another is ready.
+INLINE void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
 #elif defined(__AVX__)

@@ -138,37 +138,68 @@ void attend_group(const Attention<T> &attention, const AttentionTask &task, cons
     }
 }
 
+// One task, towards rows `[num_tokens, heads, head_dim]` of `out`, or of `partials` where its keys are cut.
+// `following` is the task that this thread is likely to have next.
+template <class T>
+void run_task(const Attention<T> &attention, const AttentionTasks &tasks, size_t index, size_t following, const T *q,
+              T *out, float *partials, float *scratch) {
+    const Shape &s = attention.s;
+    const size_t row_size = (size_t)s.heads * s.head_dim;
+    const AttentionTask &task = tasks.all[index], &then = tasks.all[std::min(following, tasks.all.size() - 1)];
+    const AttentionMemory memory(scratch, s);
+    if (task.group >= 0) return attend_group(attention, task, tasks.groups[task.group], then, q, out, memory);
+    const Partial total = task.split < 0 ? memory.total : Partial(partials + task.split * Partial::floats(s), s);
+    attention.gather_queries(q + task.row * row_size, task.queries.kv_head, task.queries.tokens, memory.rest);
+    total.clear(task.queries.tokens * s.group(), s);
+    attend_all(attention, task.queries, task.keys, then.queries, then.keys, total, memory);
+    if (task.split < 0) attention.finish(total, task.queries, out + task.row * row_size);
+}
+
+// The first split of each query takes in the later ones, which follow it.
+template <class T>
+void merge_splits(const Attention<T> &attention, const AttentionTasks &tasks, size_t index, float *partials, T *out) {
+    const Shape &s = attention.s;
+    const std::vector<AttentionTask> &all = tasks.all;
+    const size_t each = Partial::floats(s);
+    const AttentionTask &task = all[index];
+    const bool later = index > 0 && all[index - 1].split >= 0 && all[index - 1].keys.end == task.keys.begin;
+    if (task.split < 0 || later) return;
+    const Partial total(partials + task.split * each, s);
+    for (size_t j = index + 1; j < all.size() && all[j].split >= 0 && all[j].keys.begin == all[j - 1].keys.end; j++)
+        merge(total, Partial(partials + all[j].split * each, s), task.queries.tokens * s.group(), s);
+    attention.finish(total, task.queries, out + task.row * s.heads * s.head_dim);
+}
+
 // Called by all threads of a team, who wait for each other afterwards. `q` and `out` are the step's rows
 // `[num_tokens, heads, head_dim]`; `scratch` is the thread's own, `partials` everyone's.
 template <class T>
 void run_attention(Team &team, const Attention<T> &attention, const AttentionTasks &tasks, float *partials,
                    const T *q, T *out, float *scratch) {
-    const Shape &s = attention.s;
-    const std::vector<AttentionTask> &all = tasks.all;
-    const size_t each = Partial::floats(s), row_size = (size_t)s.heads * s.head_dim, count = all.size();
-    const AttentionMemory memory(scratch, s);
-    team.share(count, [&](int64_t i) {
-        const AttentionTask &task = all[i];
-        const AttentionTask &following = all[std::min<size_t>(team.after(i), count - 1)];
-        if (task.group >= 0)
-            return attend_group(attention, task, tasks.groups[task.group], following, q, out, memory);
-        const Partial total = task.split < 0 ? memory.total : Partial(partials + task.split * each, s);
-        attention.gather_queries(q + task.row * row_size, task.queries.kv_head, task.queries.tokens, memory.rest);
-        total.clear(task.queries.tokens * s.group(), s);
-        attend_all(attention, task.queries, task.keys, following.queries, following.keys, total, memory);
-        if (task.split < 0) attention.finish(total, task.queries, out + task.row * row_size);
-    });
+    const size_t count = tasks.all.size();
+    team.share(count, [&](int64_t i) { run_task(attention, tasks, i, team.after(i), q, out, partials, scratch); });
     team.wait();
     if (!partials) return;
-    // The first split of each query takes in the later ones, which follow it.
-    team.share(count, [&](int64_t i) {
-        const AttentionTask &task = all[i];
-        const bool first = task.split >= 0 && (i == 0 || all[i - 1].split < 0 || all[i - 1].keys.end != task.keys.begin);
-        if (!first) return;
-        const Partial total(partials + task.split * each, s);
-        for (size_t j = i + 1; j < count && all[j].split >= 0 && all[j].keys.begin == all[j - 1].keys.end; j++)
-            merge(total, Partial(partials + all[j].split * each, s), task.queries.tokens * s.group(), s);
-        attention.finish(total, task.queries, out + task.row * row_size);
-    });
+    team.share(count, [&](int64_t i) { merge_splits(attention, tasks, i, partials, out); });
     team.wait();
 }
+
+// The tasks of a step's layers: those with the same window share them.
+struct WindowTasks {
+    int64_t window;
+    AttentionTasks tasks;
+    std::vector<float> partials;
+
+    float *partial_results() { return partials.empty() ? nullptr : partials.data(); }
+
+    static std::vector<WindowTasks> of(const ModelSpec &m, const StepSpec &step, const Shape &shape) {
+        std::vector<WindowTasks> all;
+        for (int64_t i = 0; i < m.num_layers; i++) {
+            const int64_t window = m.layers[i].window;
+            if (std::any_of(all.begin(), all.end(), [&](auto &w) { return w.window == window; })) continue;
+            WindowTasks made{window, attention_tasks(step, shape, window), {}};
+            made.partials.resize(partial_floats(made.tasks, shape));
+            all.push_back(std::move(made));
+        }
+        return all;
+    }
+};

@@ -14,6 +14,8 @@
 #include <sched.h>
 #endif
 
+#include "simd.h"
+
 // Lighter than OpenMP's loops and barriers, of which a step has hundreds.
 class Team {
   public:
@@ -65,14 +67,6 @@ class Team {
     alignas(64) std::atomic<int32_t> arrived{0};
     alignas(64) std::atomic<int32_t> generation{0};
     std::atomic<int32_t> sleepers{0};
-
-    static void relax() {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#elif defined(__aarch64__)
-        asm volatile("yield");
-#endif
-    }
 
 #if defined(__linux__)
     void sleep(int32_t before) { syscall(SYS_futex, &generation, FUTEX_WAIT_PRIVATE, before, nullptr, nullptr, 0); }

@@ -13,6 +13,7 @@ struct Matrix {
     const float *bias;      // [rows] or null
     int64_t rows, columns;  // rows are padded to whole panels, columns are whole words
     int64_t kind;           // WeightKind
+    const void *unpacked;   // a quantized weight's panels as words of the element type, or null
 };
 
 template <class T> size_t panel_bytes(const Matrix &matrix) {
