@@ -33,13 +33,13 @@ NO_LOGPROBS = Logprobs(0, (), ())
 
 
 class TokenRow(NamedTuple):
-    """New tokens of one choice. `ids` and `logprobs` view the message's memory."""
+    """New tokens of one choice. `logprobs` view the message's memory."""
 
     handle: int
     attempt: int
     choice: int
     start: int
-    ids: Array
+    ids: Sequence[int]
     logprobs: Logprobs = NO_LOGPROBS
 
 
@@ -104,13 +104,14 @@ def rows(arrays: Sequence[Array]) -> Iterator[TokenRow]:
     offset = end = ROW_NUMBERS * len(handles)
     candidates_offset = len(integers) - len(logprobs)
     value_offset = 0
+    numbers = integers[:candidates_offset].tolist()  # parts of a list are cheaper than parts of a view
     for handle, number in zip(handles, range(0, end, ROW_NUMBERS), strict=True):
-        attempt, choice, start, count, width = integers[number : number + ROW_NUMBERS]
+        attempt, choice, start, count, width = numbers[number : number + ROW_NUMBERS]
         candidates = NO_LOGPROBS
         if width:
             first, last = value_offset, value_offset + count * width
             ids = integers[candidates_offset + first : candidates_offset + last]
             candidates = Logprobs(width, ids, logprobs[first:last])
             value_offset = last
-        yield TokenRow(handle, attempt, choice, start, integers[offset : offset + count], candidates)
+        yield TokenRow(handle, attempt, choice, start, numbers[offset : offset + count], candidates)
         offset += count

@@ -108,7 +108,7 @@ class SchedulerPeer:
                 assert message.gateway == GATEWAY
                 for row in rows(arrays):
                     assert row.start == len(ids)
-                    ids += row.ids.tolist()
+                    ids += row.ids
             elif isinstance(message, WorkerFinished):
                 return ids, message
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Sequence
@@ -65,7 +66,9 @@ class GenerationResponse(Response):
             # The layers between look at how an answer begins. Each would cost every token a coroutine.
             return (send if message["type"] == "http.response.start" else connection)(message)
 
-        await serve_generation(self._state, self._endpoint, scope, receive, direct)
+        # A task of its own for the same reason: each token resumes all that awaits it, in turn.
+        work = serve_generation(self._state, self._endpoint, scope, receive, direct)
+        await asyncio.get_running_loop().create_task(work)
 
 
 def build(state: GatewayState, keys: ApiKeys) -> ASGIApp:

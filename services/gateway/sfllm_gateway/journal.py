@@ -65,13 +65,14 @@ class ChoiceJournal:
         known = len(self.ids)
         if start > known:
             return False
-        fresh = ids[known - start :][: limit - known]
+        fresh = ids[known - start : max(limit, known) - start]
         if not len(fresh):
             return True
         if logprobs.width != self.logprobs.width:
             return False
         self.ids.extend(fresh)
-        self.logprobs.add(logprobs, known - start, len(fresh))
+        if logprobs.width:
+            self.logprobs.add(logprobs, known - start, len(fresh))
         return True
 
     def keep(self, count: int) -> None:
@@ -93,7 +94,7 @@ class PromptJournal:
     @property
     def complete(self) -> bool:
         """Whether all are here."""
-        return len(self.logprobs) >= self._expected
+        return not self._expected or len(self.logprobs) >= self._expected
 
     def add(self, start: int, found: Logprobs) -> bool:
         """Append those of prompt tokens `start ..` as far as they are new.

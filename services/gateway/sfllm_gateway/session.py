@@ -231,7 +231,8 @@ class Session:
                 if news:
                     events = [self._answer.event(choice.update(text)) for choice, text in news]
                     await self._write(b"".join(events))
-                    if self._failure is None:
+                    # Without a wake meanwhile there is no more to read, and nothing has failed.
+                    if self._failure is None and (self._awake or self._complete):
                         continue
                 self._raise_failure()
                 await self._sleep()

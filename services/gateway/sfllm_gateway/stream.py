@@ -182,7 +182,7 @@ class Stream:
         self, attempt: int, choice: int, start: int, ids: Sequence[int], logprobs: Logprobs = NO_LOGPROBS
     ) -> Gap:
         """Journal new tokens, or say what to do because they do not follow what is here."""
-        if attempt != self.attempt or choice >= len(self.choices) or self.ended:
+        if attempt != self.attempt or choice >= len(self.choices) or self.error is not None:
             return Gap.NONE
         journal = self.choices[choice]
         if journal.finish_reason is not None:

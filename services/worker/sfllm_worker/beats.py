@@ -7,14 +7,15 @@ whether it makes progress. So during a step a thread beats in the loop's place.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import TracebackType
 
 from sfllm_worker.protocol_results import Outgoing
 
-CHECK_INTERVAL_SECONDS = 0.05
+CHECKS_AN_INTERVAL = 10
+LEAST_CHECK_SECONDS = 0.05
 STOP_TIMEOUT_SECONDS = 5.0
 
 
@@ -30,7 +31,6 @@ class Beater:
         self._send = send
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._in_step = threading.Event()
         self._beat: Outgoing | None = None
         self._interval = self._due = 0.0
         self._thread = threading.Thread(target=self._run, name="beater", daemon=True)
@@ -41,32 +41,23 @@ class Beater:
 
     def __exit__(self, *_exception: object) -> None:
         self._stop.set()
-        self._in_step.set()
         self._lock.release()
         self._thread.join(STOP_TIMEOUT_SECONDS)
 
-    @contextlib.contextmanager
-    def covering(self, beat: Outgoing | None, due: float, interval: float) -> Iterator[None]:
+    def covering(self, beat: Outgoing | None, due: float, interval: float) -> _Step:
         """While inside, the thread sends `beat` at `due` and every `interval` seconds from then on.
 
         `due` is in monotonic seconds. Without a beat it sends nothing.
         """
         self._beat, self._due, self._interval = beat, due, interval
-        self._in_step.set()
-        self._lock.release()
-        try:
-            yield
-        finally:
-            self._lock.acquire()
-            self._in_step.clear()
+        return _Step(self._lock)
 
     def _run(self) -> None:
-        while not self._stop.wait(CHECK_INTERVAL_SECONDS):
-            self._in_step.wait(STOP_TIMEOUT_SECONDS)
+        while not self._stop.wait(max(self._interval / CHECKS_AN_INTERVAL, LEAST_CHECK_SECONDS)):
             # Never wait for the lock: if the loop has it, the loop beats.
             if self._lock.acquire(blocking=False):
                 try:
-                    if self._in_step.is_set() and not self._stop.is_set():
+                    if not self._stop.is_set():
                         self._beat_if_due(time.monotonic())
                 finally:
                     self._lock.release()
@@ -75,3 +66,21 @@ class Beater:
         if self._beat is not None and now >= self._due:
             self._due = now + self._interval
             self._send(self._beat)
+
+
+class _Step:
+    """While inside, the lock is free. Not a generator, which costs several times as much at every step."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        self._lock.release()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._lock.acquire()

@@ -107,7 +107,8 @@ class WorkerMetrics:
 
     def step(self, result: StepResult, seconds: float) -> None:
         """Account for a step."""
-        self._preemptions.inc(result.preempted)
+        if result.preempted:
+            self._preemptions.inc(result.preempted)
         self._step_tokens.observe(result.num_tokens)
         self._step_seconds.observe(seconds)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from sfllm.errors import ECHO_LIMIT_CHARACTERS, ErrorCode
@@ -59,12 +58,21 @@ def tell(result: StepResult, ledger: Ledger, lease: int, started: float, ended: 
         if held.admitted_at is None:
             held.admitted_at = started
     messages = [_prompt_logprobs(report, ledger, lease) for report in result.prompt_reports]
-    ends = [
-        _End(held, progress)
-        for progress in result.progress
-        if _note(held := ledger.track(progress.sequence), progress, ended)
-    ]
-    messages += _tokens(result.progress, ledger, lease)
+    batches: dict[bytes, TokenBatch] = defaultdict(TokenBatch)
+    ends = []
+    for progress in result.progress:
+        sequence = progress.sequence
+        held = ledger.track(sequence)
+        if held.first_token_at is None:
+            held.first_token_at = ended
+        if progress.token is not None:
+            batches[held.key.gateway].append(
+                *(held.key.handle, held.attempt, sequence.choice, sequence.generated - 1, (progress.token,)),
+                logprobs=progress.logprobs,
+            )
+        if progress.finish is not None:
+            ends.append(_End(held, progress))
+    messages += [Outgoing(WorkerTokens(lease, key), batch.arrays()) for key, batch in batches.items()]
     faulted = {end.held.key: _fault(end) for end in ends if end.progress.finish in _FAULTS}
     for held, _code, reason in faulted.values():
         held.problem = reason
@@ -78,28 +86,6 @@ def _fault(end: _End) -> tuple[HeldRequest, ErrorCode, str]:
     if end.progress.finish == "refused":
         return end.held, ErrorCode.INVALID_REQUEST, end.progress.problem[:ECHO_LIMIT_CHARACTERS]
     return end.held, ErrorCode.ENGINE_FAILURE, "the model's output was not finite"
-
-
-def _note(held: HeldRequest, progress: Progress, now: float) -> bool:
-    """Note the time of a request's first progress; whether this is the end of a choice."""
-    if held.first_token_at is None:
-        held.first_token_at = now
-    return progress.finish is not None
-
-
-def _tokens(progresses: list[Progress], ledger: Ledger, lease: int) -> Iterator[Outgoing]:
-    """One message of tokens for each gateway."""
-    batches: dict[bytes, TokenBatch] = defaultdict(TokenBatch)
-    for progress in progresses:
-        if progress.token is not None:
-            sequence = progress.sequence
-            held = ledger.track(sequence)
-            batches[held.key.gateway].append(
-                *(held.key.handle, held.attempt, sequence.choice, sequence.generated - 1, (progress.token,)),
-                logprobs=progress.logprobs,
-            )
-    for gateway, batch in batches.items():
-        yield Outgoing(WorkerTokens(lease, gateway), batch.arrays())
 
 
 def resend(held: HeldRequest, choice: int, start: int, lease: int) -> Outgoing | None:

@@ -27,6 +27,9 @@ LONGEST_WAIT_SECONDS = 0.1
 
 FAILURE_CHARACTERS = 200
 
+SHOW_SECONDS = 0.5
+"""What the engine holds is shown so often while it works: for any scrape that is often enough."""
+
 
 class _StepAbandonedError(Exception):
     """A drain is over, and the step that runs is not worth waiting for."""
@@ -55,6 +58,7 @@ class WorkerService:
         self._drain_wanted = False
         self._is_moving = False
         self._is_idle = False
+        self._next_show = 0.0
         self._is_stepping = False
         self._overflow: str | None = None
 
@@ -123,7 +127,9 @@ class WorkerService:
         """Ask after other schedulers, go on to the next when one is not there, move to a better one."""
         choice, link, protocol = self._choice, self._link, self._protocol
         link.explain(now)
-        if link.has_others and link.seconds_lost(now) >= RECONNECT_SECONDS and protocol.lease is not None:
+        if not link.has_others:
+            return
+        if link.seconds_lost(now) >= RECONNECT_SECONDS and protocol.lease is not None:
             protocol.lose("the connection was lost", now)
         for answer in link.take_answers():
             choice.answered(answer.scheduler, answer.epoch, now)
@@ -170,6 +176,11 @@ class WorkerService:
         self._protocol.publish(result, started, ended)
         self._send_outgoing(ended)
         self._metrics.step(result, ended - started)
+        if ended >= self._next_show:
+            self._next_show = ended + SHOW_SECONDS
+            self._show()
+
+    def _show(self) -> None:
         self._metrics.step_curve(self._protocol.step_curve)
         self._metrics.state(self._engine)
 
@@ -177,7 +188,8 @@ class WorkerService:
         if not self._is_idle:
             self._is_idle = True
             self._protocol.check_idle()
-            self._metrics.state(self._engine)
+            self._show()
+            self._next_show = now  # the next step is the first of others
         if not self._protocol.drained and not self._engine.idle():
             self._link.wait(min(self._protocol.seconds_to_timer(now), LONGEST_WAIT_SECONDS))
 
