@@ -1,7 +1,7 @@
 """`python -m bench.link_encryption`: what CURVE on the links costs, in CPU time a token of each service.
 
-A gateway, a scheduler and a mock worker, whose steps take no time of a model's, answer streams over HTTP with
-and without keys in turns. Judged is the CPU time of each process, all threads together, and the median over
+A gateway, a scheduler and a mock worker, whose steps take 5 ms of waiting, answer streams over HTTP with and
+without keys in turns. Judged is the CPU time of each process, all threads together, and the median over
 rounds of the ratio of two neighbours, so that what else runs on the machine counts little.
 """
 
@@ -30,6 +30,8 @@ from .scheduler_load.process import _free_port
 SERVICES = {"scheduler": ("gateway", "worker", "asset"), "worker": ("worker", "asset")}
 SERVICES["gateway"] = ("gateway", "asset")
 START_SECONDS, STOP_SECONDS = 60.0, 15.0
+MOCK = ["--mock", "--mock-tokens-per-second=200", "--served-model-name=m"]
+"""At the default of 50 a run takes four times as long, nearly all of it waiting."""
 
 
 class Stack(NamedTuple):
@@ -67,7 +69,7 @@ def running_stack(keys: Path | None) -> Iterator[Stack]:
         for service, links in SERVICES.items():
             command = [sys.executable, "-m", f"sfllm_{service}", "--log-level=error"]
             command += [f"--{link}-address=tcp://127.0.0.1:{ports[link]}" for link in links]
-            command += ["--mock", "--served-model-name=m"] if service == "worker" else []
+            command += MOCK if service == "worker" else []
             command += [f"--port={ports['http']}"] if service == "gateway" else []
             command += [] if keys is None else [f"--link-keys={key_file(keys, service)}"]
             process = subprocess.Popen(command)

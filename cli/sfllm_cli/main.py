@@ -8,6 +8,7 @@ import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 
+from sfllm.link_keys import LinkKeysError
 from sfllm.model_files import ModelFilesError
 from sfllm_cli.errors import CommandError
 
@@ -43,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Callable[[list[str]], int] = importlib.import_module(f"sfllm_cli.{command}").run
     try:
         return run(arguments[1:])
-    except (CommandError, ModelFilesError) as error:
+    except (CommandError, ModelFilesError, LinkKeysError) as error:
         print(f"sfllm {command}: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, LinkKeysError) else 1  # the services' own code for it
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_EXIT_CODE

@@ -19,6 +19,7 @@ import msgspec
 
 from sfllm import logs
 from sfllm.config import parse
+from sfllm.link_keys import CLIENT_ROLES, key_file, read_client_keys, read_scheduler_keys
 from sfllm.model_files import resolve_model
 from sfllm_cli.errors import CommandError
 from sfllm_cli.gpus import find_gpus
@@ -35,7 +36,10 @@ LONGEST_SOCKET_PATH = 80
 
 
 def run(argv: Sequence[str]) -> int:
-    """Serve until a signal; 0 after a clean stop. Raises `CommandError` or `ModelFilesError`."""
+    """Serve until a signal; 0 after a clean stop.
+
+    Raises `CommandError`, `ModelFilesError` or `LinkKeysError`.
+    """
     started = time.monotonic()
     settings = split(
         parse(
@@ -47,6 +51,8 @@ def run(argv: Sequence[str]) -> int:
         )
     )
     logs.setup("supervisor", settings.serve.log_level, settings.serve.log_format)
+    if settings.serve.link_keys:
+        _check_link_keys(Path(settings.serve.link_keys))
     gpus = _gpus(settings)
     settings = _with_port(settings, gpus)
     if settings.worker.load_format != "dummy" and not settings.worker.mock:
@@ -142,6 +148,13 @@ def _with_port(settings: ServicesSettings, gpus: Sequence[str]) -> ServicesSetti
     for port in admin_ports(settings.serve, gpus):
         check_free(settings.serve.admin_host, port, "--admin-port")
     return settings._replace(gateway=gateway)
+
+
+def _check_link_keys(folder: Path) -> None:
+    """Tell before anything starts what a service would refuse. Raises `LinkKeysError`."""
+    read_scheduler_keys(key_file(folder, "scheduler"))
+    for role in CLIENT_ROLES:
+        read_client_keys(key_file(folder, role), role)
 
 
 def _gpus(settings: ServicesSettings) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from sfllm_cli.child import ChildSpec
 from sfllm_cli.gpus import count_workers, gpu_of
 from sfllm_cli.settings import ADDRESSES, ServeSettings, ServicesSettings
 
-_INHERITED = frozenset({"SFLLM_CACHE_DIR", "SFLLM_MATRIX_TILES"})
+_INHERITED = frozenset({"SFLLM_CACHE_DIR", "SFLLM_MATRIX_TILES", "SFLLM_UNPACKED_WEIGHTS"})
 """Variables that are no setting of a service."""
 
 GATEWAYS_STOP, WORKERS_STOP, SCHEDULER_STOPS = range(3)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from sfllm.config import Settings
+from sfllm.link_keys import key_file
 from sfllm.settings import CommonSettings, GatewaySettings, SchedulerSettings, WorkerSettings
 from sfllm_cli.bench_settings import BenchSettings
 from sfllm_cli.doctor_settings import DoctorSettings
@@ -59,6 +61,13 @@ class ServeSettings(CommonSettings, frozen=True, kw_only=True):
     asset_address: Annotated[
         Addresses, Meta(description="where tokenizer files pass; private socket files if unset")
     ] = ()
+    link_keys: Annotated[
+        str | None,
+        Meta(
+            description="folder that `sfllm keys links` made, where each process finds its own file of keys "
+            "for the links between them; without it links are neither encrypted nor do they know their peers"
+        ),
+    ] = None
     max_restarts: Annotated[
         int, Meta(ge=1, description="deaths of one process in a minute, never ready, before giving up")
     ] = 5
@@ -121,15 +130,20 @@ AllServeSettings = _with_services()
 def split(settings: ServeSettings) -> ServicesSettings:
     """The settings of each service out of `AllServeSettings`; what is None keeps the service's default.
 
-    So do addresses, which are not the same for every process.
+    So do addresses, which are not the same for every process. Each has its own file of keys.
     """
     given = msgspec.structs.asdict(settings).items()
     values = {name: value for name, value in given if value is not None and name not in ADDRESSES}
+
+    def of(cls: type[T], role: str) -> T:
+        folder = settings.link_keys
+        return _of(cls, {**values, "link_keys": str(key_file(Path(folder), role)) if folder else None})
+
     return ServicesSettings(
         settings,
-        _of(GatewaySettings, values),
-        _of(SchedulerSettings, values),
-        _of(WorkerSettings, values),
+        of(GatewaySettings, "gateway"),
+        of(SchedulerSettings, "scheduler"),
+        of(WorkerSettings, "worker"),
     )
 
 

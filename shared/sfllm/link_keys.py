@@ -198,7 +198,7 @@ def _scheduler_text(keys: SchedulerKeys) -> str:
     ]
     return (
         "# Keys of the scheduler's links: its secret, and the public keys of those that may come in.\n"
-        "# A line that is taken away keeps its peer out from its next connection on, without a restart.\n"
+        "# A line that is taken away cuts its peer off within a second, without a restart.\n"
         f'role = "scheduler"\nsecret-key = "{keys.secret.decode()}"\n' + "".join(tables)
     )
 

@@ -18,6 +18,7 @@ from collections import deque
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from sfllm.link_auth import LinkAuthenticator
 from sfllm.link_keys import ClientKeys
 
 MAX_MESSAGE_BYTES = 32 * 2**20
@@ -28,6 +29,8 @@ HIGH_WATER_MARK_MESSAGES = 4096
 LINGER_MILLISECONDS = 500
 HEARTBEAT_INTERVAL_MILLISECONDS = 500
 HEARTBEAT_TIMEOUT_MILLISECONDS = 2000
+
+RECONNECT_MILLISECONDS, RECONNECT_LONGEST_MILLISECONDS = 50, 1000
 
 CONNECT_TIMEOUT_MILLISECONDS = 2000
 """The kernel would wait ever longer between its tries, so that a healed network would go unnoticed."""
@@ -119,8 +122,8 @@ class DealerLink:
             self.socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
             self.socket.setsockopt(zmq.CURVE_SERVERKEY, keys.scheduler)
         self.socket.setsockopt(zmq.ROUTING_ID, identity)
-        self.socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self.socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MILLISECONDS)
+        self.socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_LONGEST_MILLISECONDS)
         self.socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MILLISECONDS)
         self._monitor = self.socket.get_monitor_socket(_REFUSAL_EVENTS | (_CONNECTION_EVENTS * watched))
         self._address, self._watched = address, watched
@@ -215,25 +218,31 @@ class DealerLink:
 class RouterLink:
     """The binding side of many connections. Owns its socket and one outbox a peer until `close`.
 
-    With a `secret` peers must know its public key, and the authenticator of the context must let them into
-    the `domain`. Raises zmq.ZMQError when the address cannot be bound.
+    With a `keeper`, which is the context's, peers must know its public key, and it must let them into the
+    `domain`. Raises zmq.ZMQError when the address cannot be bound.
     """
 
     def __init__(
         self,
         context: zmq.Context[zmq.Socket[bytes]],
         address: str,
-        secret: bytes | None = None,
+        keeper: LinkAuthenticator | None = None,
         domain: str = "",
     ) -> None:
         self.socket = context.socket(zmq.ROUTER)
         _bound(self.socket)
-        if secret is not None:
-            self.socket.setsockopt(zmq.CURVE_SERVER, 1)
-            self.socket.setsockopt(zmq.CURVE_SECRETKEY, secret)
-            self.socket.setsockopt_string(zmq.ZAP_DOMAIN, domain)
+        self._context, self._keeper, self._domain = context, keeper, domain
+        self._back_door = f"inproc://{secrets.token_hex(8)}"
+        self._keys: dict[bytes, str] = {}
+        self._revoked: list[bytes] = []
         self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self.socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        if keeper is not None:
+            self._allowed = keeper.allowed(domain)
+            self.socket.setsockopt(zmq.CURVE_SERVER, 1)
+            self.socket.setsockopt(zmq.CURVE_SECRETKEY, keeper.secret)
+            self.socket.setsockopt_string(zmq.ZAP_DOMAIN, domain)
+            self.socket.bind(self._back_door)
         try:
             self.socket.bind(address)
         except zmq.ZMQError:
@@ -282,14 +291,48 @@ class RouterLink:
     def forget(self, peer: bytes) -> None:
         """Drop the outbox of a peer that is gone."""
         self._outboxes.pop(peer, None)
+        self._keys.pop(peer, None)
 
     def receive(self) -> tuple[bytes, bytes] | None:
         """Who sent the next message, and that message; None when there is none now."""
-        if not _has_message(self.socket):
-            return None
-        peer = self.socket.recv(_NOBLOCK)
-        # All of a message is here when its first frame is.
-        return peer, _whole(self.socket, self.socket.recv(_NOBLOCK))
+        while _has_message(self.socket):
+            peer = self.socket.recv(_NOBLOCK)
+            # All of a message is here when its first frame is.
+            if self._keeper is None:
+                return peer, _whole(self.socket, self.socket.recv(_NOBLOCK))
+            frame = self.socket.recv(_NOBLOCK, copy=False)
+            message = _whole(self.socket, frame.bytes)
+            # Asked of every message: another connection may have taken the peer's routing id over.
+            key = str(frame.get("User-Id"))
+            if key in self._keeper.allowed(self._domain):
+                self._keys[peer] = key
+                return peer, message
+            if not peer.startswith(b"\0"):  # an id by libzmq: the rest of what one said who is cut off
+                self._cut(peer)
+        return None
+
+    def take_revoked(self) -> list[bytes]:
+        """Peers that were cut off since the last call, because their keys were taken away.
+
+        To be called often. What such a peer sent and nobody has read is dropped, it is sent nothing any more,
+        and when it connects again it is refused. Its connection ends when heartbeats stop, at its next word.
+        """
+        if self._keeper is not None and self._allowed is not self._keeper.allowed(self._domain):
+            self._allowed = self._keeper.allowed(self._domain)
+            for peer in [peer for peer, key in self._keys.items() if key not in self._allowed]:
+                self._cut(peer)
+        revoked, self._revoked = self._revoked, []
+        return revoked
+
+    def _cut(self, peer: bytes) -> None:
+        """End a connection, for which libzmq has no call: one from inside takes its routing id over."""
+        successor = self._context.socket(zmq.DEALER)
+        successor.setsockopt(zmq.ROUTING_ID, peer)
+        successor.connect(self._back_door)
+        self.socket.getsockopt(_EVENTS)  # here the successor is taken in
+        successor.close(linger=0)
+        self.forget(peer)
+        self._revoked.append(peer)
 
     def close(self, linger_milliseconds: int = LINGER_MILLISECONDS) -> None:
         """Give queued messages a short while to leave, then close. Once more does nothing."""

@@ -191,6 +191,24 @@ def test_beats_keep_peers_known(scheduler: SchedulerProcess) -> None:
     assert worker.wait(Grant)[0].requests[0].handle == 1
 
 
+def test_time_passes_while_nothing_but_tokens_comes(scheduler: SchedulerProcess) -> None:
+    gateway, _ = join_gateway(scheduler)
+    worker, welcome = join_worker(scheduler)
+    submit(gateway)
+    grant, _ = worker.wait(Grant)
+    gateway.wait(Admitted)
+    beats = start = 0
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while beats < 2:
+        assert time.monotonic() < deadline, "a scheduler that only relays never beats"
+        batch = TokenBatch()
+        batch.append(1, 0, 0, start, [11])
+        worker.send(WorkerTokens(welcome.lease, grant.requests[0].gateway), *batch.arrays())
+        start += 1
+        while not isinstance(heard := gateway.receive(deadline)[0], Tokens):
+            beats += isinstance(heard, SchedulerBeat)
+
+
 def test_a_request_for_an_unknown_model_is_rejected(scheduler: SchedulerProcess) -> None:
     gateway, _ = join_gateway(scheduler)
     # For two leases after its start a scheduler waits for workers that it does not know yet.

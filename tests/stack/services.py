@@ -15,37 +15,40 @@ from pathlib import Path
 from chaos.ports import free_ports
 
 PATIENCE_SECONDS = 60.0
-NEWER = """
+CHANGED = """
 import runpy, sys
-import sfllm.wire
-sfllm.wire.PROTOCOL_VERSION += 1
+{}
 runpy.run_module(sys.argv.pop(1), run_name="__main__")
 """
+NEWER = "import sfllm.wire; sfllm.wire.PROTOCOL_VERSION += 1"
 """A service as the next protocol version would have it: its frames are of another version than ours."""
 
 
 class Services:
-    """A scheduler's addresses, and processes of either version that were given them."""
+    """A scheduler's addresses, and processes that were given them, some of them changed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         first = free_ports(11)[0]
-        self._links = {name: first + index for index, name in enumerate(("gateway", "worker", "asset"))}
+        self.links = {name: first + index for index, name in enumerate(("gateway", "worker", "asset"))}
         self.api, self.newer_api = first + 3, first + 4
         self._ports = iter(range(first + 5, first + 11))
         self.admin: dict[str, str] = {}
 
-    def start(self, name: str, service: str, *flags: str, newer: bool = False) -> None:
-        """Start one; `name` is what the test calls it. A scheduler keeps the admin port that it had."""
+    def start(self, name: str, service: str, *flags: str, changed: str = "") -> None:
+        """Start one; `name` is what the test calls it. A scheduler keeps the admin port that it had.
+
+        `changed` are statements that the process runs first, such as `NEWER`. The flags come last, and win.
+        """
         if name not in self.admin:
             self.admin[name] = f"127.0.0.1:{next(self._ports)}"
         port = self.admin[name].rpartition(":")[2]
-        links = [f"--{link}-address=tcp://127.0.0.1:{number}" for link, number in self._links.items()]
+        links = [f"--{link}-address=tcp://127.0.0.1:{number}" for link, number in self.links.items()]
         unknown = {"gateway": "worker", "worker": "gateway"}.get(service, "none")
         command = [
             sys.executable,
-            *(("-c", NEWER, f"sfllm_{service}") if newer else ("-m", f"sfllm_{service}")),
+            *(("-c", CHANGED.format(changed), f"sfllm_{service}") if changed else ("-m", f"sfllm_{service}")),
         ]
         command += [flag for flag in links if not flag.startswith(f"--{unknown}-")]
         with (self._folder / f"{name}.log").open("ab") as log:

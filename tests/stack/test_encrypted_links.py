@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -10,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -86,9 +87,12 @@ class Services:
         return next(float(value) for found, _, value in lines if found == f"sfllm:{key}")
 
     def wait_for_metric(self, name: str, key: str, least: float) -> None:
+        self.wait_for_sum(name, (key,), least)
+
+    def wait_for_sum(self, name: str, keys: Sequence[str], least: float) -> None:
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while (seen := self.metric(name, key)) < least:
-            assert time.monotonic() < deadline, f"{key} is {seen}, not {least}"
+        while (seen := sum(self.metric(name, key) for key in keys)) < least:
+            assert time.monotonic() < deadline, f"{keys} make {seen}, not {least}"
             time.sleep(0.05)
 
     def complete(self) -> str:
@@ -141,8 +145,9 @@ def test_strangers_are_refused_and_told_and_the_others_never_notice(stack: Servi
     for count, (name, given) in enumerate(strangers.items(), 1):
         stack.start(name, "worker", **given)
         stack.wait_for_log(name, "refused by the scheduler")
-        total = sum(stack.metric("scheduler", f'{refused}{{socket="{link}"}}') for link in LINKS["scheduler"])
-        assert total >= count
+        stack.wait_for_sum(
+            "scheduler", [f'{refused}{{socket="{link}"}}' for link in LINKS["scheduler"]], count
+        )
     stack.start("gateway as worker", "worker", keys="gateway")
     assert stack._processes["gateway as worker"].wait(PATIENCE_SECONDS) == 2
     assert "of a gateway, not of a worker" in stack.log("gateway as worker")
@@ -169,6 +174,60 @@ def test_a_worker_whose_key_is_added_is_let_in_and_one_whose_key_is_taken_is_not
     stack.start("third", "worker")
     stack.wait_for_metric("scheduler", 'workers{state="serving"}', 2)  # by the keys as they were
     assert "link keys stay as they were" in stack.log("scheduler")
+
+
+def open_stream(stack: Services, tokens: int) -> http.client.HTTPResponse:
+    """A streamed completion of so many tokens, always the same ones, that has begun."""
+    body = {"model": "m", "prompt": "hi", "max_tokens": tokens, "ignore_eos": True, "seed": 1, "stream": True}
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {API_KEY}"}
+    connection = http.client.HTTPConnection("127.0.0.1", stack.api, timeout=PATIENCE_SECONDS)
+    connection.request("POST", "/v1/completions", json.dumps(body), headers)
+    answer = connection.getresponse()
+    assert answer.status == http.client.OK
+    return answer
+
+
+def text_of(stream: http.client.HTTPResponse) -> str:
+    """All that it says, read to its end."""
+    with stream:
+        *lines, last = [line for line in stream.read().decode().splitlines() if line]
+    assert last == "data: [DONE]"
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    return "".join(chunk["choices"][0]["text"] for chunk in chunks)
+
+
+def test_a_worker_whose_key_is_taken_away_loses_its_place_and_its_requests_move(services: Services) -> None:
+    for name in ("scheduler", "gateway"):
+        services.start(name, name)
+    for name in ("first", "second"):
+        add_link_key(services.keys, "worker", name)
+        services.start(name, "worker", "--mock-tokens-per-second=100", keys=f"worker-{name}")
+    services.complete()
+    services.wait_for_metric("scheduler", 'workers{state="serving"}', 2)
+    streams = [open_stream(services, 500) for _ in range(6)]
+    file = key_file(services.keys, "scheduler")
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith('"worker-first"')))
+    texts = {text_of(stream) for stream in streams}
+    assert services.metric("scheduler", 'request_migrations_total{cause="drain"}') >= 1
+    assert len(texts) == 1
+    assert texts.pop().startswith(text_of(open_stream(services, 20)))
+    assert "cut off: its key was taken away" in services.log("scheduler")
+    assert services.metric("scheduler", 'workers{state="serving"}') == 1
+    services.wait_for_log("first", "does not know this process's key")
+
+
+def test_a_gateway_whose_key_is_taken_away_is_cut_off_until_it_is_given_back(stack: Services) -> None:
+    assert stack.complete()
+    file = key_file(stack.keys, "scheduler")
+    known = file.read_text()
+    file.write_text("".join(line for line in known.splitlines(True) if not line.startswith('"gateway"')))
+    stack.wait_for_log("scheduler", "gateway lost")
+    stack.wait_for_log("gateway", "does not know this process's key")
+    assert stack.metric("scheduler", 'workers{state="serving"}') == 1
+    file.write_text(known)
+    assert stack.complete()
 
 
 def test_a_scheduler_that_was_killed_gets_all_back_with_the_same_keys(stack: Services) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from services import PATIENCE_SECONDS, Services
+from services import NEWER, PATIENCE_SECONDS, Services
 
 from sfllm.wire import PROTOCOL_VERSION
 from sfllm_cli.main import main
@@ -44,8 +44,8 @@ def test_newer_processes_harm_no_stream_of_older_ones_and_say_what_they_wait_for
     )
     with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as stream:
         stream.readline()
-        services.start("newer worker", "worker", *worker, newer=True)
-        services.start("newer gateway", "gateway", f"--port={newer_api}", newer=True)
+        services.start("newer worker", "worker", *worker, changed=NEWER)
+        services.start("newer gateway", "gateway", f"--port={newer_api}", changed=NEWER)
         for name in ("newer worker", "newer gateway"):
             services.wait(name, lambda seen: seen == (503, f"{NEW_MEETS_OLD}: upgrade one"))
             assert services.log(name).count("cannot be talked to") == 1
@@ -66,7 +66,7 @@ def test_newer_processes_harm_no_stream_of_older_ones_and_say_what_they_wait_for
 
     # The scheduler is what the others follow: no newer process has to be started again.
     services.stop("scheduler")
-    services.start("scheduler", "scheduler", newer=True)
+    services.start("scheduler", "scheduler", changed=NEWER)
     services.wait("newer gateway", lambda seen: seen[0] == 200)
     services.wait("newer worker", lambda seen: seen[0] == 200)
     for name in ("worker", "gateway"):

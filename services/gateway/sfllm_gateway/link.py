@@ -21,6 +21,7 @@ from sfllm_gateway.streams import ClearOutbox
 
 MESSAGES_PER_DRAIN = 256
 REFUSAL_LOG_SECONDS = 10.0
+NEWS_SECONDS = 0.5
 
 Take = Callable[[Message, Sequence[wire.Array]], None]
 
@@ -49,7 +50,7 @@ class SchedulerLink:
         self._on_drained = on_drained
         self._dealer = DealerLink(context, address, identity, watched, keys=keys)
         self._watched = watched
-        self._next_refusal_log = 0.0
+        self._next_refusal_log = self._next_news = 0.0
         self._hello_sent = False
         self.other_version = ""
         """Why nothing that this scheduler sends can be read, if it speaks another version of the protocol."""
@@ -82,7 +83,13 @@ class SchedulerLink:
         return waits
 
     def explain(self, now: float) -> None:
-        """Say why the scheduler does not let this gateway in, if it was refused, and now and then again."""
+        """Say why the scheduler does not let this gateway in, if it was refused, and now and then again.
+
+        To be called often; it looks once in `NEWS_SECONDS`, which every link needs (`DealerLink.refusal`).
+        """
+        if now < self._next_news:
+            return
+        self._next_news = now + NEWS_SECONDS
         refusal = self._dealer.refusal(now)
         if not refusal or now < self._next_refusal_log:
             return

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import structlog
 import zmq
 
+from sfllm.link_auth import LinkAuthenticator
 from sfllm.messages import Message
 from sfllm.sockets import OutboxFullError, PeerUnreachableError, RouterLink
 from sfllm.wire import Array, Decoded, VersionError, WireError, decoder, encode, version_notice
@@ -26,10 +27,10 @@ class Link:
         address: str,
         kinds: Iterable[type[Message]],
         count_malformed: Callable[[str], None],
-        secret: bytes | None = None,
+        keeper: LinkAuthenticator | None = None,
     ) -> None:
         self.name = name
-        self._router = RouterLink(context, address, secret, domain=name)
+        self._router = RouterLink(context, address, keeper, domain=name)
         self._decode = decoder(kinds)
         self._count_malformed = count_malformed
         self._next_log = self._next_refusal_log = 0.0
@@ -83,6 +84,15 @@ class Link:
             log.warning("connections refused for their keys", link=self.name, count=self._unsaid_refusals)
             self._unsaid_refusals, self._next_refusal_log = 0, now + LOG_INTERVAL_SECONDS
         return refused
+
+    def take_revoked(self) -> list[bytes]:
+        """Peers that were cut off since the last call, because their keys were taken away."""
+        revoked = self._router.take_revoked()
+        for peer in revoked:
+            log.warning(
+                "cut off: its key was taken away", link=self.name, peer=peer.decode("ascii", "replace")
+            )
+        return revoked
 
     def _log_malformed(self, peer: bytes, error: WireError, now: float) -> None:
         """Say what a peer should not have sent, unless something was said a moment ago."""

@@ -14,7 +14,16 @@ import zmq
 
 from sfllm.link_auth import LinkAuthenticator
 from sfllm.link_keys import LinkKeysError
-from sfllm.messages import ASSETS, GATEWAY_TO_SCHEDULER, WORKER_TO_SCHEDULER, Grant, Message, WorkerTokens
+from sfllm.messages import (
+    ASSETS,
+    GATEWAY_TO_SCHEDULER,
+    WORKER_TO_SCHEDULER,
+    GatewayBye,
+    Grant,
+    Message,
+    WorkerBye,
+    WorkerTokens,
+)
 from sfllm.metrics import Metrics
 from sfllm.settings import SchedulerSettings
 from sfllm_scheduler.assets import AssetRelay
@@ -47,13 +56,10 @@ log = structlog.get_logger()
 MESSAGES_A_TURN = 256
 """Taken from one link before the others get their turn."""
 
-IDLE_MILLISECONDS = 50
+IDLE_MILLISECONDS = 100
 FLUSH_MILLISECONDS = 2
 CLOSING_TURNS = 250
 STALLED_SECONDS = 10.0
-TICK_SECONDS = 0.01
-"""Between messages of tokens, which change nothing here, the core hears of the time so often."""
-
 _POLLIN = int(zmq.POLLIN)  # pyzmq's enumeration makes a poll several times slower
 
 
@@ -106,8 +112,8 @@ class SchedulerService:
 
     def _bind(self, name: str, address: str, kinds: tuple[type[Message], ...]) -> Link:
         try:
-            secret = None if self._authenticator is None else self._authenticator.secret
-            link = Link(name, self._context, address, kinds, self._observer.count_malformed, secret)
+            count = self._observer.count_malformed
+            link = Link(name, self._context, address, kinds, count, self._authenticator)
         except zmq.ZMQError as error:
             log.error("cannot bind", link=name, address=address, error=str(error))
             raise
@@ -130,7 +136,8 @@ class SchedulerService:
     def turn(self) -> None:
         """Wait a moment for messages, handle what came, let time pass, send.
 
-        A turn that only passes tokens on ends there: it comes once for every step of every worker.
+        A turn that only passes tokens on ends there: it comes once for every step of every worker, and
+        tokens change nothing here. Between ticks there is as much time then as without any message.
         """
         ready = dict(self._poller.poll(FLUSH_MILLISECONDS if self._waiting else self._idle_milliseconds))
         now = self._turned_at = self._clock()
@@ -145,7 +152,8 @@ class SchedulerService:
         if self.assets.socket in ready:
             for peer, (message, _) in self.assets.receive(MESSAGES_A_TURN, now):
                 self._send_assets(self._relay.handle(peer, message, now), now)
-        if not only_tokens or self.gateways.has_waiting or now - self._ticked_at >= TICK_SECONDS:
+        tick_due = (now - self._ticked_at) * 1000 >= self._idle_milliseconds
+        if tick_due or not only_tokens or self.gateways.has_waiting:
             self._tick(now)
 
     def _tick(self, now: float) -> None:
@@ -155,6 +163,9 @@ class SchedulerService:
         for card in self._relay.take_ready():
             log.info("model ready", model=card.name, assets=len(card.assets))
             self._handle(ModelReady(card), now)
+        if self._authenticator is not None:
+            self._authenticator.look(now)
+            self._part_with_revoked(now)
         self._handle(Tick(), now)
         self._flush(now)
         for link in self._links:
@@ -230,6 +241,20 @@ class SchedulerService:
             peer, message = queue.popleft()
             if not self.assets.send(peer, message):
                 queue.extend(self._relay.forget(peer, now))
+
+    def _part_with_revoked(self, now: float) -> None:
+        """Say goodbye in the name of those whose keys were taken away: what they held goes to others.
+
+        They did not crash, so that nothing is suspected of what they ran.
+        """
+        for peer in self.assets.take_revoked():
+            self._send_assets(self._relay.forget(peer, now), now)
+        for peer in self.gateways.take_revoked():
+            self._handle(FromGateway(peer, GatewayBye(self.epoch)), now)
+        for peer in self.workers.take_revoked():
+            worker = self.core.state.workers.get(peer)
+            if worker is not None:
+                self._handle(FromWorker(peer, WorkerBye(worker.lease)), now)
 
     def _flush(self, now: float) -> None:
         for peer in self.gateways.flush():

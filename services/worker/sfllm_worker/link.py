@@ -26,6 +26,7 @@ from sfllm.messages import (
     Message,
     WorkerBeat,
     WorkerBye,
+    WorkerHello,
     WorkerUnknown,
     WorkerWelcome,
 )
@@ -42,6 +43,9 @@ NEWS_SECONDS = 0.5
 
 LAST_WORDS_SECONDS = 1.0
 """How long `close` waits for the scheduler to take what is left to say."""
+
+
+_POLLIN = int(zmq.POLLIN)  # pyzmq's enumeration makes a poll several times slower
 
 
 class Answer(NamedTuple):
@@ -70,13 +74,14 @@ class SchedulerLink:
         self._addresses, self._identity = tuple(worker_addresses), identity
         self.has_others = len(worker_addresses) > 1
         self._dealers = [
-            DealerLink(self._context, address, identity, self.has_others, keys=keys)
+            DealerLink(self._context, address, identity, watched=True, keys=keys)
             for address in worker_addresses
         ]
         self._asset_dealers = [
             DealerLink(self._context, address, identity, keys=keys) for address in asset_addresses
         ]
         self._keys = keys
+        self._has_hello: DealerLink | None = None
         self._next_refusal_log = self._next_news = 0.0
         self._probe = wire.encode(WorkerBeat(NO_LEASE, 0, 0, 0, 0), as_array("Q", ()))
         self._answers: list[Answer] = []
@@ -88,7 +93,7 @@ class SchedulerLink:
         self._decode_asset = wire.decoder(ASSETS)
         self._poller = zmq.Poller()
         for dealer in [*self._dealers, *self._asset_dealers]:
-            self._poller.register(dealer.socket, zmq.POLLIN)
+            self._poller.register(dealer.socket, _POLLIN)
 
     def wait(self, seconds: float) -> None:
         """Sleep until a message comes, at most `seconds`."""
@@ -97,6 +102,10 @@ class SchedulerLink:
     def receive(self) -> list[Decoded]:
         """Messages that came since the last call; questions for assets are answered here."""
         messages: list[Decoded] = []
+        if not self._poller.poll(0):  # as between most steps: one look at all sockets is the cheapest
+            for dealer in (*self._dealers, *self._asset_dealers):
+                dealer.flush()
+            return messages
         for index, dealer in enumerate(self._dealers):
             found = self._receive_from(index)
             if index == self.current:
@@ -155,12 +164,24 @@ class SchedulerLink:
             address = self._addresses[self.current]
             dealer = DealerLink(self._context, address, self._identity, watched=True, keys=self._keys)
             self._dealers[self.current] = dealer
-            self._poller.register(dealer.socket, zmq.POLLIN)
+            self._poller.register(dealer.socket, _POLLIN)
         self.current = index
 
     def send(self, message: Message, arrays: tuple[Array, ...] = ()) -> None:
         """Send now or, when the scheduler is slow, later. Raises `OutboxFullError` when it takes nothing."""
-        self._dealers[self.current].send(wire.encode(message, *arrays))
+        if not (isinstance(message, WorkerHello) and self._hello_waits()):
+            self._dealers[self.current].send(wire.encode(message, *arrays))
+
+    def _hello_waits(self) -> bool:
+        """Whether an earlier hello still waits for a connection; if not, the one that is sent now may.
+
+        All hellos of a long cut would come at once when it ends, and the worker would join with each.
+        """
+        dealer = self._dealers[self.current]
+        dealer.seconds_lost(time.monotonic())  # or `is_up` would be old
+        waits = self._has_hello is dealer and not dealer.is_up
+        self._has_hello = None if dealer.is_up else dealer
+        return waits
 
     def clear(self) -> None:
         """Forget what waits: it was for a scheduler that is gone."""
