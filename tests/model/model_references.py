@@ -92,6 +92,9 @@ def reference_greedy(model: Any, prompt: Sequence[int], count: int) -> list[int]
     return [int(token) for token in output[0, len(prompt) :]]
 
 
+Work = Sequence[tuple[int, Sequence[int]]]
+
+
 class Sequences:
     """Sequences over one cache with scattered block tables, run step by step as an engine would."""
 
@@ -108,9 +111,16 @@ class Sequences:
         self.tables[target][:num_blocks] = self.tables[source][:num_blocks]
         self.lengths[target] = num_blocks * BLOCK
 
-    @torch.inference_mode()
-    def step(self, work: Sequence[tuple[int, Sequence[int]]]) -> list[Tensor]:
+    def step(self, work: Work) -> list[Tensor]:
         """Run `(sequence, its next tokens)` in one batch; logits `[tokens, vocab]` of each."""
+        hidden = self.hidden(work)
+        with torch.inference_mode():
+            logits = self.decoder.logits(hidden).clone()  # they are valid until the next call
+        return list(logits.split([len(tokens) for _, tokens in work]))
+
+    @torch.inference_mode()
+    def hidden(self, work: Work, rows: Tensor | None = None) -> Tensor:
+        """The same step's final hidden rows, or those of them that are wanted."""
         for index, tokens in work:
             self.lengths[index] += len(tokens)
         batch = AttentionBatch.build(
@@ -121,9 +131,12 @@ class Sequences:
             self.decoder.device,
         )
         flat = torch.tensor([token for _, tokens in work for token in tokens], device=self.decoder.device)
-        hidden = self.decoder.forward(flat, batch.positions, batch, self.kv)
-        logits = self.decoder.logits(hidden).clone()  # they are valid until the next call
-        return list(logits.split([len(tokens) for _, tokens in work]))
+        return self.decoder.forward(flat, batch.positions, batch, self.kv, rows)
+
+    def take_back(self, work: Work) -> None:
+        """Let the same work come once more."""
+        for index, tokens in work:
+            self.lengths[index] -= len(tokens)
 
     def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> list[list[int]]:
         """Continue all prompts together, one prefill step and then decodes."""

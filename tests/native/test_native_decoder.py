@@ -14,6 +14,7 @@ from sfllm_worker.load import load_model
 from sfllm_worker.model.decoder import Decoder
 from sfllm_worker.native import structures as s
 from sfllm_worker.native.build import build
+from sfllm_worker.native.choice import native_library
 from sfllm_worker.native.decoder import NativeDecoder
 from sfllm_worker.native.library import open_library
 
@@ -99,6 +100,37 @@ def test_contexts_beyond_the_first_table_of_rotations_go_on_as_before() -> None:
     [at_once] = Sequences(decoder, 1, 2200).step([(0, text)])
     [plain] = Sequences(Decoder(config, decoder.weights), 1, 2200).step([(0, text)])
     torch.testing.assert_close(at_once, plain, rtol=2e-5, atol=2e-5)
+
+
+WANTED_OF_81 = ([80], [0, 1, 2], [3, 40, 60, 80], [79, 3, 3, 0], [], list(range(81)))
+WANTED_OF_5 = ([4], [0, 1, 2, 3], [3, 3, 0], [], list(range(5)))
+
+
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("lengths", "cases"),
+    [((1, 1, 1, 57, 21), WANTED_OF_81), ((1, 1, 1, 2), WANTED_OF_5)],
+    ids=["many", "few"],
+)
+def test_rows_that_are_asked_for_are_those_of_all_rows(
+    window: int | None, dtype: str, lengths: tuple[int, ...], cases: tuple[list[int], ...]
+) -> None:
+    whole = native(dtype)
+    config = dataclasses.replace(whole.config, windows=(None, window))
+    library = native_library()
+    assert library is not None
+    decoder = NativeDecoder(config, whole.weights, library)
+    run = Sequences(decoder, len(lengths), PROMPT)
+    run.step([(0, tokens(60, seed=1))])
+    for other in (1, 2):  # decodes over shared keys are computed together
+        run.share_prefix(0, other, 3)
+    work = [(index, tokens(count, seed=index)) for index, count in enumerate(lengths)]
+    everything = run.hidden(work)
+    for rows in cases:
+        run.take_back(work)
+        wanted = torch.tensor(rows, dtype=torch.int64)
+        assert torch.equal(run.hidden(work, wanted), everything[wanted]), rows
 
 
 def test_a_step_without_wanted_logits_computes_none() -> None:

@@ -17,6 +17,7 @@ from sfllm_worker.graphs.staging import Staging
 from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.model.attention import AttentionBatch
 from sfllm_worker.model.decoder import TextModel
+from sfllm_worker.model.layers import some_rows
 
 
 class StepInputs(NamedTuple):
@@ -71,15 +72,19 @@ class EagerRunner:
         """Logits, float32 [num_logit_rows, vocab_size]."""
         self.figures.eager_steps += 1
         token_ids = inputs.token_ids
-        rows = [] if inputs.wants_all_logits else [torch.tensor(inputs.logit_rows, dtype=torch.int64)]
+        some = [] if inputs.wants_all_logits else [torch.tensor(inputs.logit_rows, dtype=torch.int64)]
         if token_ids.device == self._kv.device:
-            batch, rows = self._staging.batch_to_device(inputs.batch, rows)
+            batch, some = self._staging.batch_to_device(inputs.batch, some)
         else:
-            batch, [token_ids, *rows] = self._staging.batch_to_device(inputs.batch, [token_ids, *rows])
+            batch, [token_ids, *some] = self._staging.batch_to_device(inputs.batch, [token_ids, *some])
+        rows = some[0] if some else None
+        if inputs.on_hidden is None:
+            return self._decoder.logits(
+                self._decoder.forward(token_ids, batch.positions, batch, self._kv, rows)
+            )
         hidden = self._decoder.forward(token_ids, batch.positions, batch, self._kv)
-        if inputs.on_hidden is not None:
-            inputs.on_hidden(hidden)
-        return self._decoder.logits(hidden.index_select(0, *rows) if rows else hidden)
+        inputs.on_hidden(hidden)
+        return self._decoder.logits(some_rows(hidden, rows))
 
     def idle(self) -> bool:
         """There is nothing to prepare."""

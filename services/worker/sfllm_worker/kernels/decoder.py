@@ -12,6 +12,7 @@ from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.model.attention import AttentionBackend, AttentionBatch
 from sfllm_worker.model.config import ModelConfig
 from sfllm_worker.model.decoder import Decoder, DecoderWeights
+from sfllm_worker.model.layers import some_rows
 
 
 class TritonDecoder(Decoder):
@@ -40,13 +41,20 @@ class TritonDecoder(Decoder):
         # Each addition is fused with the norm after it: of the next layer, or the final one.
         self._next_norms = (*(layer.input_norm for layer in weights.layers[1:]), weights.final_norm)
 
-    def forward(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        batch: AttentionBatch,
+        kv: KVCache,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """Run one step and write its keys and values into `kv`; see `Decoder.forward`."""
         config, eps = self.config, self.config.rms_norm_eps
         step = self.attention.begin(batch)
         hidden, normed = self._embedded(token_ids)
-        rows = len(hidden)
-        product = hidden.new_empty(rows, config.intermediate_size)
+        count = len(hidden)
+        product = hidden.new_empty(count, config.intermediate_size)
         kinds = zip(self.weights.layers, self._layers, kv.layers, self._next_norms, strict=True)
         for weights, kind, layer, next_norm in kinds:
             qkv = weights.qkv(normed)
@@ -54,14 +62,14 @@ class TritonDecoder(Decoder):
             rotate_and_store(
                 qkv, layer, batch.slot_mapping, positions, config.num_heads, table, weights.qk_norm, eps
             )
-            queries = qkv.view(rows, -1, config.head_dim)[:, : config.num_heads]
-            attended = step.attend(layer, queries, kind.options).reshape(rows, config.q_size)
+            queries = qkv.view(count, -1, config.head_dim)[:, : config.num_heads]
+            attended = step.attend(layer, queries, kind.options).reshape(count, config.q_size)
             added = weights.attention_output(attended)
             add_norm(hidden, weights.pre_feedforward_norm, eps, added, weights.post_attention_norm, normed)
             gated_product(weights.gate_up(normed), config.activation, product)
             added = weights.down(product)
             add_norm(hidden, next_norm, eps, added, weights.post_feedforward_norm, normed)
-        return normed
+        return some_rows(normed, rows)
 
     def _embedded(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
         """The first hidden rows, and the first layer's norm of them."""

@@ -18,7 +18,7 @@ from sfllm_worker.model.attention import (
     TorchAttention,
 )
 from sfllm_worker.model.config import ModelConfig
-from sfllm_worker.model.layers import ACTIVATIONS, Embedding, Linear, embed, rms_norm, soft_cap
+from sfllm_worker.model.layers import ACTIVATIONS, Embedding, Linear, embed, rms_norm, soft_cap, some_rows
 from sfllm_worker.model.rope import Rotary, apply_rotation
 
 
@@ -77,8 +77,15 @@ class TextModel(Protocol):
         """Memory of all weights; a tied head is counted once."""
         ...
 
-    def forward(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache) -> Tensor:
-        """Run one step: final, normed hidden rows `[num_tokens, hidden_size]`; see `Decoder.forward`."""
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        batch: AttentionBatch,
+        kv: KVCache,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Run one step: final, normed hidden rows; see `Decoder.forward`."""
         ...
 
     def logits(self, hidden_rows: Tensor) -> Tensor:
@@ -137,11 +144,19 @@ class Decoder:
             total += sum(norm.nbytes for norm in _norms(layer))
         return total
 
-    def forward(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        batch: AttentionBatch,
+        kv: KVCache,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """Run one step and write its keys and values into `kv`.
 
-        `token_ids` and `positions` are int64 `[num_tokens]` in the order of `batch`. Returns the final,
-        normed hidden rows `[num_tokens, hidden_size]`.
+        `token_ids` and `positions` are int64 `[num_tokens]` in the order of `batch`, `rows` int64 `[n]` the
+        tokens whose results are wanted, all if it is None. Returns their final, normed hidden rows
+        `[n, hidden_size]`.
         """
         step = self.attention.begin(batch)
         rotations = [rotary.rotation(positions, self.dtype) for rotary in self._rotaries]
@@ -161,7 +176,7 @@ class Decoder:
             if weights.post_feedforward_norm is not None:
                 fed = rms_norm(fed, weights.post_feedforward_norm, eps)
             hidden += fed
-        return rms_norm(hidden, self.weights.final_norm, eps)
+        return rms_norm(some_rows(hidden, rows), self.weights.final_norm, eps)
 
     def logits(self, hidden_rows: Tensor) -> Tensor:
         """Logits float32 `[n, vocab_size]` of the given rows `[n, hidden_size]` of `forward`'s result.

@@ -73,6 +73,11 @@ def embed(token_ids: Tensor, embedding: Tensor | Embedding) -> Tensor:
     return F.embedding(token_ids, embedding) if isinstance(embedding, Tensor) else embedding(token_ids)
 
 
+def some_rows(x: Tensor, rows: Tensor | None) -> Tensor:
+    """Rows of `x` by their numbers, int64 `[n]`; all of them for None."""
+    return x if rows is None else x.index_select(0, rows)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm over the last dimension (Zhang and Sennrich, 2019), computed in float32.
 

@@ -23,6 +23,7 @@ from sfllm_worker.model.config import ModelConfig, refuse_quantized
 from sfllm_worker.model.errors import ModelLoadError
 from sfllm_worker.model.families import FAMILIES, FULL, SLIDING
 from sfllm_worker.model.fields import integer, optional_id, token_ids
+from sfllm_worker.model.layers import some_rows
 from sfllm_worker.model.transformers_attention import PagedCall, Probe, paged_attention, run_body
 
 ATTENTION_NAME = "sfllm_paged"
@@ -63,13 +64,20 @@ class TransformersModel:
         weights = [*self._body.parameters(), *self._body.buffers(), *self._model.parameters()]
         return sum({weight.data_ptr(): weight.nbytes for weight in weights}.values())
 
-    def forward(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        batch: AttentionBatch,
+        kv: KVCache,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """Run one step and write its keys and values into `kv`; see `Decoder.forward`."""
         call = PagedCall(self._attention.begin(batch), kv)
         hidden = run_body(self._body, token_ids, positions, call)
         if call.layer != self.config.num_layers:
             raise RuntimeError(f"attention ran {call.layer} times for {self.config.num_layers} layers")
-        return hidden
+        return some_rows(hidden, rows)
 
     def logits(self, hidden_rows: Tensor) -> Tensor:
         """Logits float32 `[n, vocab_size]` of the given rows of `forward`'s result."""

@@ -56,7 +56,14 @@ class NativeDecoder(Decoder):
         self._memory = _WorkingMemory(0, torch.empty(0), torch.empty(0), torch.empty(0))
         self._logits = torch.empty(0, config.vocab_size)
 
-    def forward(self, token_ids: Tensor, positions: Tensor, batch: AttentionBatch, kv: KVCache) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        batch: AttentionBatch,
+        kv: KVCache,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """Run one step and write its keys and values into `kv`; see `Decoder.forward`."""
         tokens = batch.num_tokens
         memory = self._working_memory(tokens)
@@ -64,10 +71,13 @@ class NativeDecoder(Decoder):
         longest = max(batch.context_lens)
         for index, table in enumerate(self._tables):
             self._rotations[index] = table.covering(longest)
-        result = torch.empty(tokens, self.config.hidden_size, dtype=self.dtype)
+        if rows is None:
+            rows = torch.arange(tokens)
+        result = torch.empty(len(rows), self.config.hidden_size, dtype=self.dtype)
         step = batch_spec(batch)
         step.threads = torch.get_num_threads()
         step.positions = positions.data_ptr()
+        step.wanted, step.num_wanted = rows.data_ptr(), len(rows)
         step.rotations, step.result = self._rotations, result.data_ptr()
         step.hidden, step.added = memory.hidden.data_ptr(), memory.added.data_ptr()
         step.narrow = memory.narrow.data_ptr()

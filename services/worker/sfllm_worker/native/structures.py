@@ -67,7 +67,9 @@ class StepSpec(Structure):
         *((name, c_void_p) for name in ("positions", "slots", "context_lens", "last_rows")),
         ("block_tables", c_void_p),
         ("rotations", POINTER(RotationSpec)),
-        *((name, c_void_p) for name in ("hidden", "added", "narrow", "result")),
+        *((name, c_void_p) for name in ("hidden", "added", "narrow", "wanted")),
+        ("num_wanted", c_int64),
+        ("result", c_void_p),
         ("threads", c_int64),
     )
 

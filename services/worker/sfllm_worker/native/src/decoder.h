@@ -10,27 +10,35 @@
 template <class T> class DecoderStep : StepParts<T> {
   public:
     DecoderStep(const ModelSpec &model, const KVSpec &kv, const StepSpec &step)
-        : StepParts<T>(model, kv, step), blocks(tokens), team(step.threads), memory(step.threads, scratch_floats()),
-          normed((T *)step.narrow), q(normed + tokens * model.hidden_size), attended(q + tokens * q_size), gated(q),
-          windows(WindowTasks::of(model, step, shape)) {}
+        : StepParts<T>(model, kv, step), team(step.threads), memory(step.threads, scratch_floats()),
+          normed((T *)step.narrow), q(normed + tokens * model.hidden_size), gated(q), blocks(tokens),
+          attended(q + tokens * q_size), windows(WindowTasks::of(model, step, shape)),
+          last(wanted_only(this->window_of(model.layers[model.num_layers - 1], windows))),
+          wanted_hidden(step.num_wanted * model.hidden_size), wanted_attended(step.num_wanted * q_size) {}
 
     // Called by all threads of a team.
     void run() {
         team.begin();
         float *scratch = memory.mine();
-        for (int64_t i = 0; i < m.num_layers; i++) run_layer(i, scratch);
+        for (int64_t i = 0; i + 1 < m.num_layers; i++) run_layer(i, scratch);
+        run_last_layer(scratch);
         norm_all(m.final_norm, (T *)step.result);
     }
 
   private:
     using StepParts<T>::m, StepParts<T>::step, StepParts<T>::shape, StepParts<T>::q_size, StepParts<T>::tokens;
 
-    const TokenBlocks blocks;
     Team team;
     const Scratch memory;
     // Working memory for all threads. The gated rows lie where queries and results of attention were.
-    T *const normed, *const q, *const attended, *const gated;
+    T *const normed, *const q, *const gated;
+    // The rows that are computed: of all tokens, in the end of those that are asked for.
+    TokenBlocks blocks;
+    T *attended;
     std::vector<WindowTasks> windows;
+    WindowTasks last;
+    std::vector<float> wanted_hidden;
+    std::vector<T> wanted_attended;
 
     size_t scratch_floats() const {
         const size_t head = this->head_panels() * PANEL, products = std::max<size_t>(2 * PANEL, head) * TokenBlocks::LARGEST;
@@ -39,10 +47,48 @@ template <class T> class DecoderStep : StepParts<T> {
 
     void run_layer(int64_t index, float *scratch) {
         const LayerSpec &layer = m.layers[index];
+        attend(index, this->window_of(layer, windows), scratch);
+        feed_forward(layer, scratch);
+    }
+
+    // Nothing reads what the last layer makes of a token but its keys and values, unless its row is asked for.
+    void run_last_layer(float *scratch) {
+        const LayerSpec &layer = m.layers[m.num_layers - 1];
+        attend(m.num_layers - 1, last, scratch);
+        if (team.mine() == 0) keep_wanted();
+        team.wait();
+        if (blocks.tokens) feed_forward(layer, scratch);
+    }
+
+    WindowTasks wanted_only(const WindowTasks &all) const {
+        std::vector<bool> is_wanted(tokens);
+        for (int64_t i = 0; i < step.num_wanted; i++) is_wanted[step.wanted[i]] = true;
+        return all.only([&](int64_t row, int count) {
+            return std::find(is_wanted.begin() + row, is_wanted.begin() + row + count, true) != is_wanted.begin() + row + count;
+        });
+    }
+
+    void keep_wanted() {
+        const int64_t width = m.hidden_size;
+        for (int64_t i = 0; i < step.num_wanted; i++) {
+            std::copy_n(this->hidden(step.wanted[i]), width, wanted_hidden.data() + i * width);
+            std::copy_n(attended + step.wanted[i] * q_size, q_size, wanted_attended.data() + i * q_size);
+        }
+        blocks = TokenBlocks(step.num_wanted);
+        attended = wanted_attended.data();
+        step.hidden = wanted_hidden.data();
+    }
+
+    void attend(int64_t index, WindowTasks &window, float *scratch) {
+        const LayerSpec &layer = m.layers[index];
         T *keys = this->keys_of(index), *values = this->values_of(index);
         norm_rows(layer.input_norm);
         project_heads(layer, keys, values, scratch);
-        attend(layer, keys, values, scratch);
+        const Attention<T> attention{shape, keys, values, m.attention_scale, m.attention_soft_cap, layer.window};
+        run_attention(team, attention, window.tasks, window.partial_results(), q, attended, scratch);
+    }
+
+    void feed_forward(const LayerSpec &layer, float *scratch) {
         add_product(attended, q_size, layer.output, layer.post_attention_norm);
         norm_rows(layer.pre_feedforward_norm);
         gated_product(layer.gate_up, scratch);
@@ -55,7 +101,7 @@ template <class T> class DecoderStep : StepParts<T> {
     }
 
     void norm_all(const float *weight, T *out) {
-        for (int64_t t = team.mine(); t < tokens; t += team.size()) this->norm(t, weight, out + t * m.hidden_size);
+        for (int64_t t = team.mine(); t < blocks.tokens; t += team.size()) this->norm(t, weight, out + t * m.hidden_size);
     }
 
     // Queries, keys and values, head by head; keys and values go into the cache.
@@ -80,19 +126,13 @@ template <class T> class DecoderStep : StepParts<T> {
         if (head >= shape.heads) this->put_head(t, head, keys, values, out);
     }
 
-    void attend(const LayerSpec &layer, const T *keys, const T *values, float *work) {
-        WindowTasks &window = this->window_of(layer, windows);
-        const Attention<T> attention{shape, keys, values, m.attention_scale, m.attention_soft_cap, layer.window};
-        run_attention(team, attention, window.tasks, window.partial_results(), q, attended, work);
-    }
-
     // Adds a product to the hidden rows, normed first where the model has it so.
     void add_product(const T *x, int64_t x_stride, const Matrix &matrix, const float *post_norm) {
         float *to = post_norm ? step.added : step.hidden;
-        product(team, x, x_stride, tokens, matrix, m.hidden_size, to, m.hidden_size,
+        product(team, x, x_stride, blocks.tokens, matrix, m.hidden_size, to, m.hidden_size,
                 post_norm ? Into::REPLACE : Into::ADD);
         if (!post_norm) return;
-        for (int64_t t = team.mine(); t < tokens; t += team.size())
+        for (int64_t t = team.mine(); t < blocks.tokens; t += team.size())
             this->add_normed(t, step.added + t * m.hidden_size, post_norm);
         team.wait();
     }

@@ -23,7 +23,8 @@ template <class T> class LedStep : StepParts<T> {
         const auto made = std::make_shared<LedStep>(model, kv, step, lead);
         lead.prepare(made, made->result_floats(), made->scratch_floats());
         for (int64_t i = 0; i < model.num_layers; i++) made->run_layer(i);
-        made->norm_all(model.final_norm, (T *)step.result);
+        for (int64_t i = 0; i < step.num_wanted; i++)
+            made->norm(step.wanted[i], model.final_norm, (T *)step.result + i * model.hidden_size);
     }
 
     LedStep(const ModelSpec &model, const KVSpec &kv, const StepSpec &given, Lead &lead)

@@ -184,7 +184,7 @@ class TokenBlocks {
     int64_t first(int64_t block) const { return block * height; }
     int rows(int64_t block) const { return (int)std::clamp<int64_t>(tokens - first(block), 0, height); }
 
-    const int64_t tokens, count;
+    int64_t tokens, count;
 
   private:
     int64_t height;

@@ -49,7 +49,9 @@ struct StepSpec {
     float *hidden;   // [num_tokens, hidden_size]: the embedded tokens, then working memory
     float *added;    // [num_tokens, hidden_size], working memory
     void *narrow;    // [num_tokens, hidden_size + max(intermediate_size, 2 * heads * head_dim)], working memory
-    void *result;    // [num_tokens, hidden_size]: the final, normed hidden rows
+    const int64_t *wanted;  // [num_wanted]: the tokens whose final hidden rows are asked for
+    int64_t num_wanted;
+    void *result;           // [num_wanted, hidden_size]: those rows, normed
     int64_t threads;
 };
 

@@ -191,6 +191,16 @@ struct WindowTasks {
 
     float *partial_results() { return partials.empty() ? nullptr : partials.data(); }
 
+    // Without the tiles of several queries none of which is wanted, which `is_wanted(row, count)` says.
+    template <class Wanted> WindowTasks only(Wanted is_wanted) const {
+        WindowTasks left = *this;
+        const auto is_needless = [&](const AttentionTask &task) {
+            return task.group < 0 && task.split < 0 && !is_wanted(task.row, task.queries.tokens);
+        };
+        left.tasks.all.erase(std::remove_if(left.tasks.all.begin(), left.tasks.all.end(), is_needless), left.tasks.all.end());
+        return left;
+    }
+
     static std::vector<WindowTasks> of(const ModelSpec &m, const StepSpec &step, const Shape &shape) {
         std::vector<WindowTasks> all;
         for (int64_t i = 0; i < m.num_layers; i++) {
