@@ -142,7 +142,7 @@ def test_cuda_is_shown_the_claimed_gpu_before_torch_is_imported(
     "child",
     [
         "import subprocess; print(subprocess.Popen(['sleep', '60'], close_fds=False).pid, flush=True)",
-        "child = os.fork()\nif child: print(child, flush=True)\nelse: __import__('time').sleep(60)",
+        "if not os.fork(): print(os.getpid(), flush=True); __import__('time').sleep(60)",
     ],
     ids=["another program", "a fork"],
 )

@@ -8,8 +8,10 @@ has no pages of 2 MiB, memory is only slower.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
+import sys
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from torch import Tensor
 _PAGE_BYTES = 2 * 2**20
 _CHUNK_BYTES = 32 * 2**20
 _LINE_BYTES = 64
+_POPULATE_WRITE = 23
+"""`MADV_POPULATE_WRITE` of Linux 5.14, which Python's mmap has no name for."""
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -34,6 +38,21 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     every = torch.frombuffer(memory, dtype=torch.uint8)
     start = -every.data_ptr() % _PAGE_BYTES
     return every[start : start + size].view(dtype).view(shape)
+
+
+def populate(tensor: Tensor) -> bool:
+    """Have the kernel give the memory of a contiguous tensor of `zeros` now, not at its first use.
+
+    What is in it stays. False where the kernel cannot.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    start = tensor.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    size = tensor.data_ptr() + tensor.nbytes - start
+    # Not mmap's own `madvise`, which would keep all threads of Python waiting.
+    madvise = ctypes.CDLL(None).madvise
+    done: int = madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), _POPULATE_WRITE)
+    return done == 0
 
 
 class Copies:

@@ -28,6 +28,7 @@ from sfllm_worker.graphs.keys import GraphKey, GraphPlan, batch_buckets, context
 from sfllm_worker.graphs.recorder import CudaRecorder
 from sfllm_worker.graphs.reservation import Rehearsal, bytes_to_reserve
 from sfllm_worker.graphs.runner import EagerRunner, GraphRunner
+from sfllm_worker.kv.ahead import MemoryAhead
 from sfllm_worker.kv.cache import KVCache, bytes_per_block
 from sfllm_worker.load import LoadedModel, load_model
 from sfllm_worker.load.assets import TOKENIZER
@@ -152,6 +153,7 @@ def build_engine(
     return Engine(
         *(runner, kv, limits, model.eos_token_ids, max_model_len, device, sampler, overlap),
         grammars=grammars,
+        memory_ahead=MemoryAhead(kv) if device.type == "cpu" else None,
     )
 
 

@@ -28,6 +28,7 @@ from sfllm_worker.engine.sequence import Sequence
 from sfllm_worker.graphs.figures import GraphFigures
 from sfllm_worker.graphs.runner import GraphRunner
 from sfllm_worker.graphs.staging import Staging
+from sfllm_worker.kv.ahead import MemoryAhead
 from sfllm_worker.kv.cache import KVCache
 from sfllm_worker.sampling.adjust import SamplingRow
 from sfllm_worker.sampling.logprobs import token_logprobs
@@ -57,12 +58,14 @@ class Engine(PlannedEngine):
         sampler: TokenSampler | None = None,
         overlap: bool = False,
         grammars: Grammars | None = None,
+        memory_ahead: MemoryAhead | None = None,
     ) -> None:
         super().__init__(limits, kv.num_blocks, eos_token_ids, max_model_len)
         self._runner = runner
         self._kv = kv
         self._sampler: TokenSampler = sampler or SynchronousSampler()
         self._staging = Staging(device)
+        self._memory_ahead = memory_ahead
         self._pooler = Pooler()
         self._grammars = grammars
         self._compiling = None if grammars is None else Compiling(grammars)
@@ -103,8 +106,10 @@ class Engine(PlannedEngine):
         )
 
     def idle(self) -> bool:
-        """Let the runner prepare something; see `EngineInterface`."""
-        return super().idle() or self._runner.idle()
+        """Let the runner prepare something, or blocks get their memory; see `EngineInterface`."""
+        if super().idle() or self._runner.idle():
+            return True
+        return self._memory_ahead is not None and self._memory_ahead.advance(self.planner.pool.ever_used + 1)
 
     @property
     def follows_grammars(self) -> bool:

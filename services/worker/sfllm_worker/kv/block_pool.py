@@ -35,6 +35,7 @@ class BlockPool:
         self._deferred: set[int] = set()
         self._busy_until: dict[int, int] = {}
         self._settled_step = 0
+        self._ever_used = 0
         self._block_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
 
@@ -53,6 +54,11 @@ class BlockPool:
         """Blocks that nobody refers to, but that a step which was not read may touch."""
         return len(self._deferred)
 
+    @property
+    def ever_used(self) -> int:
+        """No block above this one was ever handed out."""
+        return self._ever_used
+
     def allocate(self, count: int) -> list[int]:
         """`count` blocks with one reference each. Raises ValueError when so many are not free."""
         if count > len(self._free):
@@ -60,6 +66,7 @@ class BlockPool:
         blocks = [self._free.popitem(last=False)[0] for _ in range(count)]
         for block in blocks:
             self._references[block] = 1
+        self._ever_used = max(self._ever_used, *blocks, 0)
         self.unpublish(blocks)
         return blocks
 
