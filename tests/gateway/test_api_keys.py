@@ -214,8 +214,8 @@ def test_a_gateway_does_not_start_with_a_file_that_it_cannot_use(
     if content is not None:
         file.write_text(content)
     gateway = start(scheduler, f"--api-key-file={file}")
-    assert gateway.process.wait(20) == 1
-    assert "cannot serve" in gateway.log()
+    assert gateway.process.wait(20) == 2
+    assert f"--api-key-file {file}: " in gateway.log()
     assert "Traceback" not in gateway.log()
     assert "sk-in-plain" not in gateway.log()
 

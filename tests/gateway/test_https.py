@@ -172,7 +172,7 @@ def test_a_certificate_that_cannot_be_used_is_told_at_the_start(
     else:
         given = make_certificate(tmp_path)._replace(cert=certificate.cert)
     gateway = start(scheduler, *given.flags())
-    assert gateway.process.wait(20) == 1
+    assert gateway.process.wait(20) == 2
     assert "--tls-cert-file and --tls-key-file: " in gateway.log()
     assert "Traceback" not in gateway.log()
 

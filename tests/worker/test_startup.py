@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,16 @@ def test_the_warm_up_leaves_nothing_behind_and_tells_the_time_of_a_token(
     engine = build_engine(settings, model, CPU)
     assert 0 < warm_up(engine, requests) < math.inf
     assert engine.free_kv_tokens == engine.kv_tokens
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux gives memory ahead")
+def test_an_idle_engine_on_a_cpu_gives_blocks_their_memory_and_then_rests(directory: Path) -> None:
+    model = load_model(directory, dtype="float32", load_format="dummy")
+    settings = WorkerSettings(model=str(directory), load_format="dummy", max_running_tokens=1024)
+    engine = build_engine(settings, model, CPU)
+    assert engine.idle()
+    assert any(not engine.idle() for _ in range(100))
+    assert not engine.idle()
 
 
 def test_the_cache_takes_its_share_of_the_memory_but_no_more_than_is_useful() -> None:

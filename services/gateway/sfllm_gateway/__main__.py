@@ -8,13 +8,12 @@ import uvloop
 
 from sfllm import logs
 from sfllm.config import parse
-from sfllm.link_keys import LinkKeysError
 from sfllm.settings import GatewaySettings, SchedulerSettings, WorkerSettings
-from sfllm_gateway.service import serve
+from sfllm_gateway.service import UnusableSettingError, serve
 
 
 def main() -> int:
-    """Serve until told to stop; 0 after an orderly end, 1 if it cannot listen, 2 for unusable link keys."""
+    """Serve until told to stop; 0 after an orderly end, 1 if it cannot listen, 2 for unusable settings."""
     settings = parse(
         GatewaySettings,
         prog="python -m sfllm_gateway",
@@ -24,10 +23,10 @@ def main() -> int:
     logs.setup("gateway", settings.log_level, settings.log_format)
     try:
         uvloop.run(serve(settings))
-    except LinkKeysError as error:
+    except UnusableSettingError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2  # as for a wrong flag: starting again would not help
-    except (OSError, ValueError) as error:
+    except OSError as error:
         print(f"gateway: cannot serve at {settings.host}:{settings.port}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -69,9 +69,12 @@ class ApiKeys:
     """
 
     def __init__(self, keys: tuple[str, ...], file: str | None) -> None:
-        """Raises OSError or ValueError for a file that cannot be used."""
+        """Raises ValueError for a file that cannot be used; the text names it."""
         self._given = {hash_of(key): tenant_of(key) for key in (key.encode() for key in keys)}
-        self._file = None if file is None else KeyFile(Path(file))
+        try:
+            self._file = None if file is None else KeyFile(Path(file))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--api-key-file {file}: {_reason(error)}") from error
 
     @property
     def needed(self) -> bool:
@@ -98,4 +101,6 @@ def _version(path: Path) -> _Version:
 
 def _reason(error: OSError | ValueError) -> str:
     """Why, without anything of the file's content, which a decoder's error would quote."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return "it is not UTF-8" if isinstance(error, UnicodeError) else str(error)

@@ -28,17 +28,24 @@ from sfllm_gateway.tokenize import TextPool
 log = structlog.get_logger()
 
 
+class UnusableSettingError(Exception):
+    """What a setting names cannot be used; the text says which and why, without any secret."""
+
+
 async def serve(settings: GatewaySettings) -> None:
     """Run a gateway until SIGTERM or SIGINT, then finish what is open and leave.
 
-    Raises OSError or ValueError for a port, a certificate or a file of keys that cannot be used, and for
-    traces that nothing is installed for.
+    Raises UnusableSettingError for a certificate or a file of keys that cannot be used, and for traces that
+    nothing is installed for; OSError for a port that cannot be had.
     """
     identity = random_identity(b"g-")
-    tracer = open_tracer(settings, "gateway", identity.decode())
-    keys = ApiKeys(settings.api_key, settings.api_key_file)
-    link_keys = read_client_keys(settings.link_keys, "gateway") if settings.link_keys else None
-    check_certificate(settings)
+    try:
+        tracer = open_tracer(settings, "gateway", identity.decode())
+        keys = ApiKeys(settings.api_key, settings.api_key_file)
+        link_keys = read_client_keys(settings.link_keys, "gateway") if settings.link_keys else None
+        check_certificate(settings)
+    except ValueError as error:
+        raise UnusableSettingError(str(error)) from error
     listener = listen(settings.host, settings.port)
     if not keys.needed:
         log.info("no API keys are set: whoever reaches this port may use it")
