@@ -35,7 +35,7 @@ def decode_body(body: bytes, decoder: msgspec.json.Decoder[T]) -> Body[T]:
         request = decoder.decode(body)
     except DECODE_ERRORS as error:
         raise invalid(error) from error
-    known = {field.encode_name for field in msgspec.structs.fields(decoder.type)}
+    known = decoder.type.__struct_encode_fields__
     ignored = [name for name in fields if name not in known and name not in {*UNBUILT, *NO_EFFECT}]
     return Body(request, ignored)
 
