@@ -182,7 +182,8 @@ def test_any_constant_is_accepted_as_it_is_written(value: Any) -> None:
     if result.error:  # numbers that are not exact in 64 bits
         assert "number" in result.error
     elif isinstance(value, (str, bool, type(None))):
-        assert accepts(result.grammar, json.dumps(value, ensure_ascii=False))
+        written = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # llguidance escapes DEL
+        assert accepts(result.grammar, written)
 
 
 @given(st.text(max_size=40), st.sampled_from(["json", "regex", "grammar"]))
