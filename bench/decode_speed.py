@@ -77,7 +77,10 @@ class Case:
         blocks = shape.sequences * -(-shape.context // BLOCK_SIZE)
         read = model.weight_bytes + blocks * bytes_per_block(config, BLOCK_SIZE, model.dtype)
         head = config.vocab_size * config.hidden_size
-        body = model.weight_bytes // model.dtype.itemsize - head
+        queries_and_output = 2 * config.hidden_size * config.q_size
+        keys_and_values = 2 * config.hidden_size * config.num_kv_heads * config.head_dim
+        gates = 3 * config.hidden_size * config.intermediate_size
+        body = config.num_layers * (queries_and_output + keys_and_values + gates)
         products = 2 * shape.sequences * (body * shape.tokens + head)
         scores = 4 * config.num_layers * config.q_size * shape.sequences * shape.tokens
         seen = shape.context - shape.tokens / 2

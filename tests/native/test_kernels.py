@@ -66,7 +66,7 @@ def test_packing_into_panels_loses_nothing(dtype: torch.dtype, unit: int) -> Non
     x = random(3, 6, seed=2).to(dtype)
     assert torch.equal(packed(x), F.linear(x, weight, bias))
     panels_of_a_unit = -(-unit // PANEL)
-    assert len(packed.panels) == 80 // unit * panels_of_a_unit
+    assert len(packed.words()) == 80 // unit * panels_of_a_unit
 
 
 @pytest.mark.parametrize("size", [1, 5, 16, 48, 576, 1031])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sfllm_worker import sizing
 from sfllm_worker.load import load_model
+from sfllm_worker.native import compressed
 from sfllm_worker.native.attention import ELEMENT_TYPES
 from sfllm_worker.native.decoder import NativeDecoder
 from sfllm_worker.native.library import check
@@ -72,7 +73,7 @@ def test_what_is_kept_are_the_panels_of_the_rounded_weight(
     weight = linear(torch.eye(columns, dtype=dtype)).T.contiguous()
     assert linear.unpacked is not None
     # As numbers, because a zero may have either sign.
-    assert torch.equal(linear.unpacked.view(dtype), PanelLinear(weight, None, unit).panels.view(dtype))
+    assert torch.equal(linear.unpacked.view(dtype), PanelLinear(weight, None, unit).words().view(dtype))
 
 
 def test_copies_take_at_most_their_share_of_free_memory() -> None:
@@ -121,5 +122,6 @@ def test_steps_are_the_same_to_the_last_bit_with_and_without_copies(monkeypatch:
         assert all(torch.equal(a, b) for a, b in zip(with_copies, others, strict=True))
 
 
-def test_a_model_that_is_not_quantized_needs_no_copies() -> None:
+def test_a_model_of_dense_weights_needs_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(compressed.VARIABLE, "0")
     assert decoder("none").unpacked_bytes == 0

@@ -21,7 +21,8 @@ from sfllm_worker.model.rope import Rotary
 from sfllm_worker.native import structures as s
 from sfllm_worker.native.attention import ELEMENT_TYPES, batch_spec
 from sfllm_worker.native.library import check
-from sfllm_worker.native.panels import PanelEmbedding, PanelLinear, pack_linear
+from sfllm_worker.native.packing import Packing
+from sfllm_worker.native.panels import PanelEmbedding, PanelLinear
 from sfllm_worker.native.quantized_panels import QuantizedPanelLinear
 from sfllm_worker.native.unpacked import keep_unpacked
 
@@ -38,11 +39,14 @@ class NativeDecoder(Decoder):
     """
 
     def __init__(self, config: ModelConfig, weights: DecoderWeights, library: ctypes.CDLL) -> None:
-        super().__init__(config, _packed(config, weights))
+        super().__init__(config, _packed(config, weights, library))
         self._library = library
         self._element_type = ELEMENT_TYPES[self.dtype]
-        self.unpacked_bytes = keep_unpacked(_quantized(self.weights), library)
-        """Memory that unpacked copies of quantized weights take beside them."""
+        linears = _all_linears(self.weights)
+        dense = sum(linear.unpacked_bytes for linear in linears if isinstance(linear, PanelLinear))
+        quantized = [linear for linear in linears if isinstance(linear, QuantizedPanelLinear)]
+        self.unpacked_bytes = dense + keep_unpacked(quantized, library)
+        """Memory that unpacked copies of quantized or compressed weights take beside them."""
         self._tables = [_RotationTable(rotary) for rotary in self._rotaries]
         self._rotations = (s.RotationSpec * max(1, len(self._tables)))()
         # The structures hold bare addresses: these tensors must live as long.
@@ -200,29 +204,28 @@ class _RotationTable:
         return self._spec
 
 
-def _packed(config: ModelConfig, weights: DecoderWeights) -> DecoderWeights:
+def _packed(config: ModelConfig, weights: DecoderWeights, library: ctypes.CDLL) -> DecoderWeights:
     """The same weights as native products read them, in the order in which a step does."""
-    copies = large_pages.Copies()
+    packing = Packing(library, _all_linears(weights), weights.embedding.dtype)
     layers = tuple(
         replace(
             layer,
-            qkv=pack_linear(layer.qkv, config.head_dim, copies),
-            attention_output=pack_linear(layer.attention_output, config.hidden_size, copies),
-            gate_up=pack_linear(layer.gate_up, config.intermediate_size, copies),
-            down=pack_linear(layer.down, config.hidden_size, copies),
+            qkv=packing.pack(layer.qkv, config.head_dim),
+            attention_output=packing.pack(layer.attention_output, config.hidden_size),
+            gate_up=packing.pack(layer.gate_up, config.intermediate_size),
+            down=packing.pack(layer.down, config.hidden_size),
         )
         for layer in weights.layers
     )
-    head = pack_linear(weights.head, config.vocab_size, copies)
+    head = packing.pack(weights.head, config.vocab_size)
     embedding = PanelEmbedding(head) if config.tie_word_embeddings else weights.embedding
     return replace(weights, embedding=embedding, layers=layers, head=head)
 
 
-def _quantized(weights: DecoderWeights) -> list[QuantizedPanelLinear]:
-    """The quantized weights in the order in which a step reads them."""
+def _all_linears(weights: DecoderWeights) -> list[Linear]:
+    """In the order in which a step reads them."""
     layers = [(w.qkv, w.attention_output, w.gate_up, w.down) for w in weights.layers]
-    every = [linear for layer in layers for linear in layer] + [weights.head]
-    return [linear for linear in every if isinstance(linear, QuantizedPanelLinear)]
+    return [linear for layer in layers for linear in layer] + [weights.head]
 
 
 def _matrix(linear: Linear) -> s.Matrix:

@@ -14,6 +14,8 @@ _SIGNATURES = {
     "sfllm_wait_for_helpers": (None, []),
     "sfllm_uses_tiles": (c_int, [c_int64]),
     "sfllm_linear": (c_int, [c_int64, POINTER(s.Matrix), c_void_p, c_int64, c_int64, c_void_p, c_int64]),
+    "sfllm_compressed_panel_bytes": (c_int64, [POINTER(s.Matrix), c_int64]),
+    "sfllm_compress": (None, [POINTER(s.Matrix), c_int64, c_void_p, c_int64]),
     "sfllm_unpack": (None, [c_int64, POINTER(s.Matrix), c_void_p, c_int64]),
     "sfllm_embed": (
         c_int,

@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch's own documentation uses
 from torch import Tensor
 
-from sfllm_worker.large_pages import Copies
-from sfllm_worker.model.layers import DenseLinear, Linear
 from sfllm_worker.native import structures as s
+from sfllm_worker.native.compressed import CompressedPanels
 from sfllm_worker.native.quantized_panels import QuantizedPanelLinear
-from sfllm_worker.quant.linear import QuantizedLinear
 from sfllm_worker.quant.panels import DENSE, PANEL
 
 _WORD_BYTES = 4
@@ -29,15 +27,22 @@ class PanelLinear:
         self.dtype = weight.dtype
         self.unit = unit
         rows = _pad_units(weight, unit).view(torch.int32)
-        self.panels = rows.view(-1, PANEL, rows.shape[1]).transpose(1, 2).contiguous()
-        """int32 `[panels, words, 32]`: one float32 or two bfloat16 in a word."""
+        self.panels: Tensor | None = rows.view(-1, PANEL, rows.shape[1]).transpose(1, 2).contiguous()
+        """int32 `[panels, words, 32]` of one float32 or two bfloat16; None if only `compressed` is kept."""
+        self.compressed: CompressedPanels | None = None
         self.bias = None if bias is None else _pad_units(bias.to(torch.float32)[:, None], unit).flatten()
 
     @property
     def weight_bytes(self) -> int:
-        """Memory that weight and bias take."""
+        """Memory that weight and bias take; without the dense panels if there are compressed ones."""
         bias_bytes: int = 0 if self.bias is None else self.bias.nbytes
-        return int(self.panels.nbytes) + bias_bytes
+        weight = self.words() if self.compressed is None else self.compressed.data
+        return int(weight.nbytes) + bias_bytes
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Memory that the dense panels take beside compressed ones."""
+        return 0 if self.compressed is None or self.panels is None else self.panels.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map `x` `[n, in_features]` to `[n, out_features]`, by way of the plain weight: slow."""
@@ -46,22 +51,34 @@ class PanelLinear:
 
     def dense(self) -> Tensor:
         """The plain weight `[out_features, in_features]`."""
-        rows = self.panels.transpose(1, 2).reshape(-1, self.panels.shape[1])
+        words = self.words()
+        rows = words.transpose(1, 2).reshape(-1, words.shape[1]).contiguous()
         return self._without_padding(rows.view(self.dtype))
+
+    def words(self) -> Tensor:
+        """The dense panels, made anew if only compressed ones are kept."""
+        if self.panels is not None:
+            return self.panels
+        assert self.compressed is not None
+        return self.compressed.words()
 
     @property
     def device(self) -> torch.device:
         """Where the weight lives."""
-        return self.panels.device
+        return torch.device("cpu")
 
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of the plain weight of a layer that is one unit: `[n, in_features]` for int64 `[n]`."""
-        return self.panels[indices // PANEL, :, indices % PANEL].view(self.dtype)
+        return self.words()[indices // PANEL, :, indices % PANEL].view(self.dtype)
 
     def matrix(self) -> s.Matrix:
         """What the native library is given; this object must live as long."""
         bias = None if self.bias is None else self.bias.data_ptr()
-        return s.Matrix(self.panels.data_ptr(), bias, len(self.panels) * PANEL, self.in_features, DENSE)
+        panels = None if self.panels is None else self.panels.data_ptr()
+        if self.compressed is not None:
+            return self.compressed.matrix(bias, panels)
+        words = self.words()
+        return s.Matrix(panels, bias, len(words) * PANEL, self.in_features, DENSE, words[0].nbytes)
 
     def _without_padding(self, rows: Tensor) -> Tensor:
         padded = len(rows) * self.unit // self.out_features
@@ -88,26 +105,6 @@ class PanelEmbedding:
     def matrix(self) -> s.Matrix:
         """What the native library is given; this object must live as long."""
         return self._head.matrix()
-
-
-def pack_linear(linear: Linear, unit: int, copies: Copies) -> PanelLinear | QuantizedPanelLinear:
-    """The same layer in panels, which are among the `copies`; the given one is used up.
-
-    Raises TypeError for a kind that is not known.
-    """
-    if isinstance(linear, PanelLinear | QuantizedPanelLinear):
-        return linear
-    if isinstance(linear, QuantizedLinear):
-        quantized = QuantizedPanelLinear(linear.weight, linear.bias, unit, linear.dtype)
-        quantized.panels = quantized.panels._replace(data=copies.of(quantized.panels.data))
-        return quantized
-    if not isinstance(linear, DenseLinear):
-        raise TypeError(f"{type(linear).__name__} has no plain weight")
-    packed = PanelLinear(linear.weight, linear.bias, unit)
-    packed.panels = copies.of(packed.panels)
-    # Let go of at once, so that loading a model does not take its memory twice.
-    linear.weight = linear.weight.new_empty(0, packed.in_features)
-    return packed
 
 
 def columns_fill_words(columns: int, dtype: torch.dtype) -> bool:

@@ -66,6 +66,5 @@ class QuantizedPanelLinear:
         data = self.panels.data
         bias = None if self.bias is None else self.bias.data_ptr()
         unpacked = None if self.unpacked is None else self.unpacked.data_ptr()
-        return s.Matrix(
-            data.data_ptr(), bias, len(data) * PANEL, self.in_features, self.panels.kind, unpacked
-        )
+        shape = len(data) * PANEL, self.in_features
+        return s.Matrix(data.data_ptr(), bias, *shape, self.panels.kind, data[0].nbytes, unpacked)

@@ -11,14 +11,14 @@ PLAIN_ROWS = -1
 
 
 class Matrix(Structure):
-    """A weight `[rows, columns]` in panels, its bias in float32, and the kind of panels (`quant.panels`).
+    """A weight `[rows, columns]` in panels, its bias in float32, the panels' kind (`quant.panels`) and bytes.
 
-    `unpacked` is what a quantized one is for products of many tokens, or null.
+    `unpacked` is what a quantized or compressed one is for products of many tokens, or null.
     """
 
     _fields_ = (
         *((name, c_void_p) for name in ("weight", "bias")),
-        *((name, c_int64) for name in ("rows", "columns", "kind")),
+        *((name, c_int64) for name in ("rows", "columns", "kind", "panel_bytes")),
         ("unpacked", c_void_p),
     )
 

@@ -24,8 +24,8 @@ from sfllm_worker.quant.weight import GROUP, QuantizedWeight
 PANEL = 32
 """Output rows that lie side by side."""
 
-DENSE, INT8, INT8_OFFSET, INT4, INT4_OFFSET = range(5)
-"""`WeightKind` of `native/src/quantized.h`; dense is what is not quantized."""
+DENSE, INT8, INT8_OFFSET, INT4, INT4_OFFSET, COMPRESSED = range(6)
+"""`WeightKind` of `native/src/quantized.h`; dense and compressed is what is not quantized."""
 
 _NUMBERS = {INT8: 1, INT8_OFFSET: 2, INT4: 1, INT4_OFFSET: 2}
 """Of each row in a group, before its values: the scale, the offset."""

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "quantized_linear.h"
+#include "packed_linear.h"
 #include "scratch.h"
 #include "step_parts.h"
 #include "tasks.h"

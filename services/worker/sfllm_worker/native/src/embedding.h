@@ -2,6 +2,9 @@
 
 #pragma once
 
+#include <vector>
+
+#include "compressed.h"
 #include "weight.h"
 
 // The kind of a weight that is no panels but whole rows of the model's elements, as an embedding alone may be.
@@ -39,6 +42,12 @@ template <class T, int64_t KIND> void quantized_row(const uint8_t *group, int ro
     }
 }
 
+inline void compressed_row(const uint8_t *panel, int row, int64_t columns, float *out) {
+    std::vector<uint16_t> elements(columns);
+    compressed::unpack_row(panel, row, columns, elements.data());
+    plain_row((const bf16 *)elements.data(), columns, out);
+}
+
 // `out[columns]` is row `token` of the weight times `scale`.
 template <class T> void embed_token(const Matrix &weight, int64_t token, float scale, float *out) {
     const int64_t columns = weight.columns;
@@ -46,9 +55,10 @@ template <class T> void embed_token(const Matrix &weight, int64_t token, float s
         plain_row((const T *)weight.weight + token * columns, columns, out);
     } else {
         const int row = (int)(token % PANEL);
-        const char *panel = panel_memory(weight, token / PANEL, panel_bytes<T>(weight));
+        const char *panel = panel_memory(weight, token / PANEL);
         switch (weight.kind) {
         case DENSE: dense_row<T>((const uint32_t *)panel, row, columns, out); break;
+        case COMPRESSED: compressed_row((const uint8_t *)panel, row, columns, out); break;
         case INT8: quantized_row<T, INT8>((const uint8_t *)panel, row, columns, out); break;
         case INT8_OFFSET: quantized_row<T, INT8_OFFSET>((const uint8_t *)panel, row, columns, out); break;
         case INT4: quantized_row<T, INT4>((const uint8_t *)panel, row, columns, out); break;

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "helpers.h"
-#include "quantized_linear.h"
+#include "packed_linear.h"
 #include "step_parts.h"
 
 // Whether to lead a step or product. What one thread puts in place alone grows with the tokens, what each computes

@@ -114,7 +114,15 @@ int sfllm_linear(int64_t element_type, const Matrix *matrix, const void *x, int6
     });
 }
 
-// The words of a quantized weight's panels, as a dense weight's lie.
+// Bytes of a panel of a dense weight of bfloat16 when it is compressed, or 0 where that does not pay.
+int64_t sfllm_compressed_panel_bytes(const Matrix *dense, int64_t threads) { return compressed_panel_bytes(*dense, threads); }
+
+// Writes the panels of a dense weight compressed, each in `panel_bytes`.
+void sfllm_compress(const Matrix *dense, int64_t panel_bytes, void *out, int64_t threads) {
+    compress(*dense, panel_bytes, (uint8_t *)out, threads);
+}
+
+// The words of a weight's panels, as a dense weight's lie.
 void sfllm_unpack(int64_t element_type, const Matrix *matrix, void *out, int64_t threads) {
     if (element_type == BFLOAT16)
         unpack_matrix<bf16>(*matrix, (uint32_t *)out, threads);

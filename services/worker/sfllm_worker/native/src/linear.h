@@ -105,9 +105,9 @@ INLINE void panel_rows(int rows, const T *x, size_t x_stride, const uint32_t *pa
 #undef CASE
 }
 
-// `linear_panel` for a weight that must be unpacked; in quantized_linear.h.
+// `linear_panel` for a weight that must be unpacked; in packed_linear.h.
 template <class T>
-static void quantized_panel(const T *x, size_t x_stride, int tokens, const Matrix &matrix, int64_t index, int count,
+static void packed_panel(const T *x, size_t x_stride, int tokens, const Matrix &matrix, int64_t index, int count,
                             float *y, size_t y_stride, Into into, int64_t next);
 
 // Any number of token rows, in tiles of like height.
@@ -157,12 +157,11 @@ template <class T>
 static void linear_panel(const T *x, size_t x_stride, int tokens, const Matrix &matrix, int64_t index, int count,
                          float *y, size_t y_stride, Into into, int64_t next) {
     if (matrix.kind != DENSE)
-        return quantized_panel(x, x_stride, tokens, matrix, index, count, y, y_stride, into, next);
-    const size_t bytes = panel_bytes<T>(matrix);
+        return packed_panel(x, x_stride, tokens, matrix, index, count, y, y_stride, into, next);
     const int words = (int)(matrix.columns / PER_WORD<T>);
-    const uint32_t *panel = (const uint32_t *)panel_memory(matrix, index, bytes);
+    const uint32_t *panel = (const uint32_t *)panel_memory(matrix, index);
     const float *bias = matrix.bias ? matrix.bias + index * PANEL : nullptr;
-    const Ahead ahead = fetch_next(panel, next < matrix.rows / PANEL ? panel_memory(matrix, next, bytes) : nullptr, tokens);
+    const Ahead ahead = fetch_next(panel, next < matrix.rows / PANEL ? panel_memory(matrix, next) : nullptr, tokens);
 #if SFLLM_AMX
     if constexpr (sizeof(T) == sizeof(bf16))
         if (amx::serves(matrix.columns))

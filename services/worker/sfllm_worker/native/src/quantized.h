@@ -9,8 +9,8 @@
 
 #include "simd.h"
 
-// How a weight is stored; see quant/panels.py.
-enum WeightKind : int64_t { DENSE = 0, INT8 = 1, INT8_OFFSET = 2, INT4 = 3, INT4_OFFSET = 4 };
+// How a weight is stored; see quant/panels.py and compressed.h.
+enum WeightKind : int64_t { DENSE = 0, INT8 = 1, INT8_OFFSET = 2, INT4 = 3, INT4_OFFSET = 4, COMPRESSED = 5 };
 
 namespace quantized {
 
@@ -186,11 +186,6 @@ static void unpack(const uint8_t *panel, int64_t columns, int64_t first, int64_t
 }
 
 }  // namespace quantized
-
-// Bytes of a panel of a quantized kind.
-inline int64_t quantized_panel_bytes(int64_t kind, int64_t columns) {
-    return quantized::group_count(columns) * quantized::group_bytes(kind);
-}
 
 // Writes the words of a panel's groups `first` to `last` (exclusive), of element type T, `[words][32]`, to `out`.
 // The columns are rounded up to whole words. `next` is the panel that is likely to be read after this one.

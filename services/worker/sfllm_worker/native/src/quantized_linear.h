@@ -42,10 +42,6 @@ INLINE void add_part_rows(int rows, const T *x, size_t x_stride, const uint32_t 
 #undef CASE
 }
 
-// More tokens multiply words that were unpacked beforehand, where those are kept: to read them is then up to a tenth
-// faster than to unpack. With seven it takes 1.15 times as long, with four 1.4 times.
-constexpr int UNPACKING_TOKENS = 7;
-
 // So many tokens multiply words in the registers in which they were made; others find them in the cache.
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
 constexpr int FEW_TOKENS = 8;
@@ -124,27 +120,14 @@ static void sum_many(const T *x, size_t x_stride, int tokens, const Matrix &matr
     }
 }
 
-// By words that were unpacked beforehand. Not by matrix tiles, whose sums are others: fewer tokens have none.
-template <class T>
-static void unpacked_panel(const T *x, size_t x_stride, int tokens, const Matrix &matrix, int64_t index, int count,
-                           float *y, size_t y_stride, Into into, int64_t next) {
-    const int64_t words = matrix.columns / PER_WORD<T>;
-    const uint32_t *panels = (const uint32_t *)matrix.unpacked, *panel = panels + index * words * PANEL;
-    const bool more = next < matrix.rows / PANEL;
-    const Ahead ahead = fetch_next(panel, more ? (const char *)(panels + next * words * PANEL) : nullptr, tokens);
-    dense_tiles(x, x_stride, tokens, panel, (int)words, matrix.bias ? matrix.bias + index * PANEL : nullptr, count, y,
-                y_stride, into, ahead);
-}
-
 // Writes `[rows / PANEL][columns / PER_WORD][PANEL]` words, the panels of the dense weight.
-template <class T> void unpack_matrix(const Matrix &matrix, uint32_t *out, int64_t threads) {
+template <class T> void unpack_quantized(const Matrix &matrix, uint32_t *out, int64_t threads) {
     const int64_t panels = matrix.rows / PANEL, words = matrix.columns / PER_WORD<T> * PANEL;
-    const size_t bytes = panel_bytes<T>(matrix);
 #pragma omp parallel for num_threads((int)threads)
     for (int64_t i = 0; i < panels; i++) {
-        const char *panel = panel_memory(matrix, i, bytes);
+        const char *panel = panel_memory(matrix, i);
         unpack_panel<T>(matrix.kind, panel, matrix.columns, 0, quantized::group_count(matrix.columns), out + i * words,
-                        panel + bytes);
+                        panel + matrix.panel_bytes);
     }
 }
 
@@ -152,14 +135,11 @@ template <class T> void unpack_matrix(const Matrix &matrix, uint32_t *out, int64
 template <class T>
 static void quantized_panel(const T *x, size_t x_stride, int tokens, const Matrix &matrix, int64_t index, int count,
                             float *y, size_t y_stride, Into into, int64_t next) {
-    if (matrix.unpacked && tokens > UNPACKING_TOKENS)
-        return unpacked_panel(x, x_stride, tokens, matrix, index, count, y, y_stride, into, next);
     alignas(64) float sums[TokenBlocks::LARGEST * PANEL];
     alignas(64) static thread_local uint32_t kept[KEPT_WORDS * PANEL];
-    const size_t bytes = panel_bytes<T>(matrix);
     const int words = (int)(matrix.columns / PER_WORD<T>);
-    const char *panel = panel_memory(matrix, index, bytes);
-    const char *then = panel_memory(matrix, next < matrix.rows / PANEL ? next : index + 1, bytes);
+    const char *panel = panel_memory(matrix, index);
+    const char *then = panel_memory(matrix, next < matrix.rows / PANEL ? next : index + 1);
     const float *bias = matrix.bias ? matrix.bias + index * PANEL : nullptr;
     int summed = tokens;
     bool done = false;
