@@ -179,16 +179,19 @@ template <class T> class Attention {
         float *factors = scores + 2 * (size_t)max_rows(s) * KEYS;
         if (s.block_size % LANES) pack_keys(q, tile, now, scratch);
         const int first = now.begin / LANES, last = (now.end + LANES - 1) / LANES;
+        // The next tile is fetched once, while the first rows are computed.
         by_rows(rows, [&](auto count, int m) {
-            score_rows<T, count>(queries + (size_t)m * words, words, now, first, last, &next, scores + (size_t)m * KEYS);
+            const auto compute = m ? score_rows<T, count, false> : score_rows<T, count, true>;
+            compute(queries + (size_t)m * words, words, now, first, last, next, scores + (size_t)m * KEYS);
         });
         for (int r = 0; r < rows; r += LANES)
             soften(std::min(LANES, rows - r), r, q, tile, now, scores + (size_t)r * KEYS, out, weights + (size_t)r * KEYS,
                    factors + r);
         by_rows(rows, [&](auto count, int m) {
-            value_rows<T, count>((const uint32_t *)(weights + (size_t)m * KEYS), now, now.begin / PER_WORD<T>,
-                                 (now.end + PER_WORD<T> - 1) / PER_WORD<T>, now.end % PER_WORD<T>, s.head_dim, &next,
-                                 out.values + (size_t)m * dim, dim, factors + m);
+            const auto compute = m ? value_rows<T, count, false> : value_rows<T, count, true>;
+            compute((const uint32_t *)(weights + (size_t)m * KEYS), now, now.begin / PER_WORD<T>,
+                    (now.end + PER_WORD<T> - 1) / PER_WORD<T>, now.end % PER_WORD<T>, s.head_dim, next,
+                    out.values + (size_t)m * dim, dim, factors + m);
         });
     }
 
